@@ -1,0 +1,400 @@
+"""PPO for continuous actions, its learning rate chosen by a multi-armed bandit while it trains (LRRL).
+
+    python ppo_continuous_lrrl.py --env-id HalfCheetah-v5 --seed 1
+
+LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: A Bandit Approach", arXiv 2410.12598.
+PPO: Schulman et al., arXiv 1707.06347, with the hyper-parameters of CleanRL's ppo_continuous_action.py.
+"""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+from torch import nn
+
+from bandits import make_bandit
+from tracking import Run, check, parse_args, reject, reject_errors
+
+mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # lets a machine without a screen record videos
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of every random generator"""
+    torch_deterministic: bool = True
+    """whether cuDNN is held to deterministic algorithms"""
+    cuda: bool = True
+    """whether to use a GPU if there is one"""
+    compile: bool = False
+    """whether to compile the loss with torch.compile (on a GPU with CUDA graphs); takes up to a minute at the start"""
+    track: bool = False
+    """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
+    wandb_project_name: str = "lrrl"
+    """the project in Weights & Biases"""
+    wandb_entity: str | None = None
+    """the entity (team) in Weights & Biases"""
+    capture_video: bool = False
+    """whether to record videos of the first environment into the run folder"""
+    save_model: bool = False
+    """whether to save the trained agent and its normalisation statistics into the run folder"""
+    eval_episodes: int = 0
+    """episodes to evaluate the trained agent on: mean actions, frozen normalisation statistics"""
+    run_dir: str = "runs"
+    """parent of the run folders"""
+
+    env_id: str = "HalfCheetah-v5"
+    """any gymnasium task with a Box action space"""
+    total_timesteps: int = 1_000_000
+    """timesteps of the run, summed over environments; rounded down to whole rollouts"""
+    num_envs: int = 1
+    """environments stepped side by side"""
+    num_steps: int = 2048
+    """steps of each environment in a rollout"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """λ of generalized advantage estimation"""
+    num_minibatches: int = 32
+    """minibatches of an epoch; must divide num-envs × num-steps"""
+    update_epochs: int = 10
+    """epochs of an update"""
+    norm_adv: bool = True
+    """whether to normalise the advantages of each minibatch"""
+    clip_coef: float = 0.2
+    """the surrogate's clipping coefficient"""
+    clip_vloss: bool = True
+    """whether to clip the value loss too"""
+    ent_coef: float = 0.0
+    """coefficient of the entropy"""
+    vf_coef: float = 0.5
+    """coefficient of the value loss"""
+    max_grad_norm: float = 0.5
+    """the norm to which gradients are clipped"""
+
+    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
+    """what sets the learning rate: a bandit, nothing, or a linear decay to 0 over the run"""
+    learning_rate: float = 3e-4
+    """the rate of every control but the bandit (the first one of a decay)"""
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    """the bandit's arms"""
+    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    """lrrl: the paper's rule; uniform: the control, which draws every arm equally often"""
+    bandit_interval: int = 2048
+    """κ, the shortest round in timesteps; rounded up to whole rollouts (`rollouts_per_round` in config.json)"""
+    bandit_step_size: float = 0.2
+    """α"""
+    bandit_decay: float = 0.9
+    """δ"""
+    bandit_window: int = 5
+    """j, the rounds that an improvement is measured against"""
+    bandit_feedback: Literal["reward", "return"] = "reward"
+    """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+
+
+def make_env(args, render=False):
+    with reject_errors(f"--env-id {args.env_id}"):
+        env = gym.make(args.env_id, render_mode="rgb_array" if render else None, disable_env_checker=True)
+    if not isinstance(env.action_space, gym.spaces.Box):
+        reject(f"--env-id {args.env_id}: must be a task with a Box action space, not {env.action_space}")
+    if render:
+        with reject_errors("--capture-video"):
+            env.reset(seed=args.seed)
+            env.render()
+    if len(env.observation_space.shape or ()) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    return gym.wrappers.RecordEpisodeStatistics(env)
+
+
+class RunningMeanStd:
+    """Welford's running mean and standard deviation of floats or arrays; gymnasium's takes 18 µs, a tenth of a step."""
+
+    def __init__(self, zero=0.0):
+        self.count = 0
+        self.mean = zero
+        self.squares = zero  # the sum of squared differences from the mean
+
+    def update(self, x):
+        self.count += 1
+        delta = x - self.mean
+        self.mean = self.mean + delta / self.count
+        self.squares = self.squares + delta * (x - self.mean)
+
+    @property
+    def std(self):
+        return (self.squares / self.count + 1e-8) ** 0.5
+
+    def normalize(self, x):
+        return ((x - self.mean) / self.std).clip(-10, 10)
+
+
+def make_network(input_size, output_size, output_std):
+    layers = [nn.Linear(input_size, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, output_size)]
+    for layer, std in zip(layers[::2], (math.sqrt(2), math.sqrt(2), output_std), strict=True):
+        nn.init.orthogonal_(layer.weight, std)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    def __init__(self, obs_size, action_size):
+        super().__init__()
+        self.critic = make_network(obs_size, 1, output_std=1.0)
+        self.actor_mean = make_network(obs_size, action_size, output_std=0.01)
+        self.actor_logstd = nn.Parameter(torch.zeros(action_size))
+
+    def flatten_parameters(self):
+        """Move all parameters and gradients into one vector: clipping and Adam then take one call instead of 13."""
+        vector = nn.Parameter(nn.utils.parameters_to_vector(self.parameters()).detach())
+        vector.grad = torch.zeros_like(vector)
+        sizes = [parameter.numel() for parameter in self.parameters()]
+        for parameter, data, grad in zip(self.parameters(), vector.data.split(sizes), vector.grad.split(sizes)):
+            parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
+        return vector
+
+    def get_value(self, obs):
+        return self.critic(obs).squeeze(-1)
+
+    def get_log_prob(self, obs, actions):
+        z = (actions - self.actor_mean(obs)) / self.actor_logstd.exp()
+        return -0.5 * z.square().sum(-1) - self.actor_logstd.sum() - 0.5 * math.log(2 * math.pi) * actions.shape[-1]
+
+    def get_entropy(self):
+        return (self.actor_logstd + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+    def numpy_policy(self):
+        """The mean action as a NumPy function: on a single observation, torch would take ten times as long."""
+        w1, b1, w2, b2, w3, b3 = (parameter.detach().cpu().numpy().T for parameter in self.actor_mean.parameters())
+        return lambda obs: np.tanh(np.tanh(obs @ w1 + b1) @ w2 + b2) @ w3 + b3
+
+
+def calculate_gae(args, rewards, values, next_values, terminations, truncations):
+    """Generalized advantage estimation (Schulman et al., arXiv 1506.02438, eq. 16); arrays of (num_steps, num_envs).
+
+    `next_values` are those of the observations that the steps led to, before any reset. The end of an episode cuts the
+    sum over later steps, but only a termination makes the next value 0; a truncation bootstraps from it.
+    """
+    deltas = rewards + args.gamma * next_values * ~terminations - values
+    discounts = args.gamma * args.gae_lambda * ~(terminations | truncations)
+    advantages = np.zeros_like(deltas)
+    advantage = 0.0
+    for t in reversed(range(len(deltas))):
+        advantages[t] = advantage = deltas[t] + discounts[t] * advantage
+    return advantages
+
+
+def ppo_loss(agent, args, advantages, obs, actions, old_log_probs, old_values, returns):
+    """The loss of one minibatch (arXiv 1707.06347, eq. 7 and 9) and, for the log, its terms before the mean."""
+    log_ratio = agent.get_log_prob(obs, actions) - old_log_probs
+    ratio = log_ratio.exp()
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_losses = torch.max(-advantages * ratio, -advantages * clipped_ratio)
+
+    values = agent.get_value(obs)
+    value_errors = (values - returns).square()
+    if args.clip_vloss:
+        clipped_values = old_values + (values - old_values).clamp(-args.clip_coef, args.clip_coef)
+        value_errors = torch.max(value_errors, (clipped_values - returns).square())
+
+    loss = (policy_losses + 0.5 * args.vf_coef * value_errors).mean()
+    if args.ent_coef > 0:
+        loss = loss - args.ent_coef * agent.get_entropy()
+    return loss, policy_losses.detach(), value_errors.detach(), log_ratio.detach()
+
+
+def evaluate(agent, obs_stats, args):
+    """Returns of `args.eval_episodes` episodes of the mean action, with the normalisation statistics frozen."""
+    policy = agent.numpy_policy()
+    returns = []
+    with make_env(args) as env:
+        low, high = env.action_space.low, env.action_space.high
+        for episode in range(args.eval_episodes):
+            obs, info = env.reset(seed=args.seed + episode)
+            while "episode" not in info:
+                action = policy(obs_stats.normalize(obs).astype(np.float32))
+                obs, _, _, _, info = env.step(action.reshape(low.shape).clip(low, high))
+            returns.append(float(info["episode"]["r"]))
+    return returns
+
+
+def main(argv=None):
+    args = parse_args(Args, argv)
+    check(args, "[0, inf)", "seed", "eval_episodes", "ent_coef", "vf_coef")
+    check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
+    check(args, "[2, inf)", "bandit_window")
+    check(args, "(0, inf)", "learning_rate", "clip_coef", "max_grad_norm", "bandit_step_size")
+    check(args, "[0, 1]", "gamma", "gae_lambda")
+    check(args, "(0, 1]", "bandit_decay")
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches or batch_size == args.num_minibatches:
+        reject(f"--num-minibatches {args.num_minibatches}: must divide num-envs × num-steps = {batch_size} and be less")
+    if args.total_timesteps < batch_size:
+        reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
+    if args.lr_control == "bandit" and args.learning_rate != Args.learning_rate:
+        reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
+    num_iterations = args.total_timesteps // batch_size
+    rollouts_per_round = math.ceil(args.bandit_interval / batch_size)
+
+    # SET UP
+    torch.set_num_threads(1)  # the layers are too small to share
+    torch.manual_seed(args.seed)  # for the initial weights; all that is random later comes from `rng` or the bandit
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    rng = np.random.default_rng(args.seed)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.cuda and device.type == "cpu":
+        print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
+
+    envs = [make_env(args, render=args.capture_video and i == 0) for i in range(args.num_envs)]
+    obs_size = envs[0].observation_space.shape[0]
+    low, high = envs[0].action_space.low, envs[0].action_space.high
+
+    agent = Agent(obs_size, low.size).to(device)
+    parameters = agent.flatten_parameters()
+    # As a tensor, the rate can change in place: the optimizer keeps its moments, a compiled step is not compiled again.
+    learning_rate = torch.tensor(args.learning_rate, device=device)
+    optimizer = torch.optim.Adam([parameters], lr=learning_rate, eps=1e-5, fused=True)
+    bandit = scheduler = None
+    if args.lr_control == "bandit":
+        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+        with reject_errors("--learning-rates"):
+            bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
+    elif args.lr_control == "linear":
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1 - iteration / num_iterations)
+    loss_function = ppo_loss
+    if args.compile:
+        loss_function = torch.compile(ppo_loss, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+    # STORAGE
+    shape = (args.num_steps, args.num_envs)
+    observations = np.zeros((*shape, obs_size), np.float32)
+    next_observations = np.zeros_like(observations)
+    actions = np.zeros((*shape, low.size), np.float32)
+    rewards, terminations, truncations = (np.zeros(shape, dtype) for dtype in (np.float32, bool, bool))
+    obs_stats, return_stats = RunningMeanStd(np.zeros(obs_size)), RunningMeanStd()
+
+    def to_device(array):
+        return torch.from_numpy(array.reshape(batch_size, *array.shape[2:])).to(device)
+
+    def reset(env):
+        """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
+        obs, _ = env.reset(seed=int(rng.integers(2**31)))
+        obs_stats.update(obs)
+        return obs_stats.normalize(obs)
+
+    with Run(args, bandit and bandit.arms, device, rollouts_per_round=rollouts_per_round) as run:
+        if args.capture_video:
+            envs[0] = gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos"))
+            run.on_exit.callback(envs[0].close)  # writes the last video
+        global_step = 0
+        obs = np.array([reset(env) for env in envs], np.float32)
+        next_obs = np.zeros_like(obs)
+        discounted_returns = [0.0] * args.num_envs  # of the running episodes; their deviation scales the rewards
+        rate, round_rollouts, round_reward, round_returns = None, 0, 0.0, []
+
+        for iteration in range(1, num_iterations + 1):
+            # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
+            policy = agent.numpy_policy()
+            noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
+            rollout_reward, rollout_returns = 0.0, []
+            for step in range(args.num_steps):
+                global_step += args.num_envs
+                observations[step] = obs
+                actions[step] = policy(obs) + noise[step]
+                for i, env in enumerate(envs):
+                    action = actions[step, i].reshape(low.shape).clip(low, high)
+                    raw_obs, reward, terminated, truncated, info = env.step(action)
+                    obs_stats.update(raw_obs)
+                    next_obs[i] = obs[i] = obs_stats.normalize(raw_obs)
+                    discounted_returns[i] = args.gamma * discounted_returns[i] + reward
+                    return_stats.update(discounted_returns[i])
+                    rewards[step, i] = min(max(reward / return_stats.std, -10), 10)
+                    terminations[step, i], truncations[step, i] = terminated, truncated
+                    rollout_reward += float(reward)
+                    if terminated or truncated:
+                        rollout_returns.append(float(info["episode"]["r"]))
+                        run.log_episode(global_step, rollout_returns[-1], info["episode"]["l"])
+                        discounted_returns[i] = 0.0
+                        obs[i] = reset(env)
+                next_observations[step] = next_obs
+
+            # CALCULATE ADVANTAGES
+            batch_obs, batch_actions = to_device(observations), to_device(actions)
+            with torch.no_grad():
+                batch_log_probs = agent.get_log_prob(batch_obs, batch_actions)
+                batch_values = agent.get_value(batch_obs)
+                next_values = agent.get_value(to_device(next_observations)).cpu().numpy().reshape(shape)
+            values = batch_values.cpu().numpy().reshape(shape)
+            advantages = calculate_gae(args, rewards, values, next_values, terminations, truncations)
+            batch_advantages = to_device(advantages)
+            batch_returns = batch_advantages + batch_values
+            batch = (batch_advantages, batch_obs, batch_actions, batch_log_probs, batch_values, batch_returns)
+
+            # BANDIT: this rollout shows what the update before it did, so it counts for the arm of that update (and the
+            # first rollout, before any update, for none). A round that is full is closed, and the next arm drawn.
+            if iteration > 1:
+                round_rollouts += 1
+                round_reward += rollout_reward
+                round_returns += rollout_returns
+            if round_rollouts >= rollouts_per_round and (round_returns or args.bandit_feedback == "reward"):
+                performance = round_reward / (round_rollouts * batch_size)
+                if args.bandit_feedback == "return":
+                    performance = sum(round_returns) / len(round_returns)
+                credit = (bandit.arm, bandit.probabilities, bandit.update(performance)) if bandit else ()
+                run.log_round(global_step, rate, performance, *credit)
+                round_rollouts, round_reward, round_returns = 0, 0.0, []
+            if bandit and round_rollouts == 0:
+                bandit.pull()
+                learning_rate.fill_(bandit.learning_rate)
+            rate = float(f"{learning_rate.item():.7g}")  # float32 has no more digits
+
+            # UPDATE NETWORK
+            for _ in range(args.update_epochs):
+                indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
+                advantages, *others = (x[indices] for x in batch)
+                if args.norm_adv:
+                    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
+                    advantages = (advantages - mean) / (std + 1e-8)
+                for minibatch in zip(advantages, *others, strict=True):
+                    loss, policy_losses, value_errors, log_ratio = loss_function(agent, args, *minibatch)
+                    parameters.grad.zero_()
+                    loss.backward()
+                    # as nn.utils.clip_grad_norm_ does, in a quarter of its time
+                    parameters.grad *= (args.max_grad_norm / (parameters.grad.norm() + 1e-6)).clamp(max=1)
+                    optimizer.step()
+            if scheduler:
+                scheduler.step()
+            if not torch.isfinite(parameters).all():
+                raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
+
+            # LOG
+            losses = {
+                "losses/value_loss": 0.5 * value_errors.mean(),
+                "losses/policy_loss": policy_losses.mean(),
+                "losses/entropy": agent.get_entropy(),
+                "losses/old_approx_kl": -log_ratio.mean(),
+                "losses/approx_kl": (log_ratio.exp() - 1 - log_ratio).mean(),  # http://joschu.net/blog/kl-approx.html
+                "losses/clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean(),
+                "losses/explained_variance": 1 - (batch_returns - batch_values).var() / batch_returns.var(),
+            }
+            run.log_scalars({name: value.item() for name, value in losses.items()}, global_step)
+            run.progress(global_step, rate)
+
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(agent, obs_stats, args)
+        if args.save_model:
+            statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}
+            torch.save(agent.state_dict() | statistics, run.folder / f"{args.exp_name}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""What surrounds a training run and is no algorithm: command line, run folder, W&B, progress, figure, signals.
+
+A training script uses it like this:
+
+    args = parse_args(Args)                           # a wrong value ends here: one line, exit code 2
+    check(args, "[1, inf)", "num_envs", "num_steps")  # and here
+    with Run(args, arms, device) as run:              # makes the run folder
+        run.log_episode(...); run.log_round(...); run.log_scalars(...); run.progress(...)
+
+What is logged is on disk at once. However a run ends, short of a kill, `summary.json` and `curves.png` are written, and
+the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a FloatingPointError), 1 any other error.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+PROGRESS_SECONDS = 5  # between progress lines where there is no terminal
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "tyro", "wandb", "tensorboard")
+
+
+def reject(message):
+    """End the program for bad input: one line on standard error, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def reject_errors(option):
+    """`reject` with the message of whatever error the block raises."""
+    try:
+        yield
+    except Exception as error:
+        reject(f"{option}: {error}")
+
+
+def check(args, interval, *names):
+    """`reject` the first of the named arguments that lies outside `interval`, which is written like "(0, 1]"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name in names:
+        value = getattr(args, name)
+        inside = low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+        if not inside:
+            reject(f"--{name.replace('_', '-')} {value}: must be in {interval}")
+
+
+def parse_args(args_class, argv=None):
+    """`tyro.cli(args_class)`, its boxed error messages brought down to one line."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(args_class, args=argv)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+    text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", captured.getvalue())  # without colours and boxes
+    message, *details = re.split(r"─{3,}\s*\n", text.split("\n", 1)[1])
+    usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
+    reject(message + (f"; there is {usage[1]}" if usage else ""))
+
+
+def entropy(probabilities):
+    """Entropy in nats: 0 for a certainty, log K for K equal probabilities."""
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def final_return(episodes, global_step):
+    """Mean return of the episodes that ended in the last 10 % of timesteps, at least of the last 10; None without any.
+
+    `episodes` holds (global step, return) pairs in the order in which they ended.
+    """
+    late = sum(step > 0.9 * global_step for step, _ in episodes)
+    returns = [episodic_return for _, episodic_return in episodes[-max(late, 10) :]]
+    return float(np.mean(returns)) if returns else None
+
+
+def area_under_curve(episodes, global_step):
+    """Mean of the episodic return over the timesteps up to `global_step`; None without an episode.
+
+    A return holds from its episode's end until the next end (episodes that end together count by their mean); the time
+    before the first end counts for nothing. A mean over episodes, in contrast, would favour short ones.
+    """
+    if not episodes:
+        return None
+    steps, returns = np.array(episodes, dtype=np.float64).T
+    ends, which, counts = np.unique(steps, return_inverse=True, return_counts=True)
+    durations = np.diff(ends, append=global_step)
+    return float(np.average(np.bincount(which, returns) / counts, weights=durations if durations.any() else None))
+
+
+def read_csv(path):
+    """A CSV file as {column: (rows,) float array}, NaN where a field is empty."""
+    with open(path) as file:
+        names, *rows = csv.reader(file)
+    columns = np.array([[float(field or "nan") for field in row] for row in rows]).reshape(-1, len(names)).T
+    return dict(zip(names, columns))
+
+
+def plot_curves(folder):
+    """Draw a run folder's `curves.png` from its CSV files: returns, learning rates and the arms' probabilities."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    config = json.loads((folder / "config.json").read_text())
+    episodes, rounds = read_csv(folder / "episodes.csv"), read_csv(folder / "rounds.csv")
+    probabilities = [column for name, column in rounds.items() if name.startswith("p_")]
+    panels = 3 if probabilities else 2
+    figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), sharex=True, layout="constrained")
+    figure.suptitle(f"{config['env_id']}, {config['exp_name']}, seed {config['seed']}")
+
+    steps, returns = episodes["global_step"], episodes["episodic_return"]
+    axes[0].plot(steps, returns, ".", color="C0", alpha=0.3, markersize=4, label="episode")
+    width = min(len(returns), max(10, len(returns) // 20))
+    if width:
+        smooth = np.convolve(returns, np.ones(width) / width, mode="valid")
+        axes[0].plot(steps[width - 1 :], smooth, color="C0", label=f"mean of the last {width}")
+        axes[0].legend(loc="best", fontsize="small")
+    axes[0].set_ylabel("episodic return")
+
+    rates = np.array(config["learning_rates"] if probabilities else [config["learning_rate"]])
+    axes[1].plot(rounds["global_step"], rounds["learning_rate"], ".", color="black", markersize=3)
+    axes[1].set(ylabel="learning rate", yscale="log", ylim=(rates.min() / 2, rates.max() * 2))
+    if probabilities:
+        colors = dict(zip(np.sort(rates), plt.cm.viridis(np.linspace(0, 1, len(rates)))))
+        for rate, column in sorted(zip(rates, probabilities), key=lambda arm: -arm[0]):
+            axes[2].plot(rounds["global_step"], column, color=colors[rate], label=f"{rate:g}")
+        axes[2].axhline(1 / len(rates), color="grey", linestyle=":", linewidth=1, label="uniform")
+        axes[2].set(ylabel="probability", ylim=(0, 1))
+        axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
+    axes[-1].set_xlabel("timesteps")
+    figure.savefig(folder / "curves.png", dpi=120)
+    plt.close(figure)
+
+
+class Run:
+    """One training run: its folder, its logs, its end. A context manager around the training loop.
+
+    Args:
+        args: the script's arguments.
+        arms: the bandit's learning rates, None without a bandit.
+        device: where the networks are, for config.json.
+        **derived: what else the script derived from the arguments, for config.json.
+    """
+
+    def __init__(self, args, arms, device, **derived):
+        self.args, self.arms = args, arms
+        self.global_step, self.rounds = 0, 0
+        self.episodes = []  # (global step, return)
+        self.pulls, self.recent_arms = ([0] * len(arms) if arms else None), deque(maxlen=20)
+        self.summary = {}  # what a script adds to summary.json
+        self.clock, self.next_progress = None, 0.0
+        self.on_exit = contextlib.ExitStack()
+        self.folder = self._make_folder()
+        versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        run_with = {"versions": versions, "device": str(device), "git_commit": git.stdout.strip() or None}
+        self.config = vars(args) | derived | run_with
+        self._write_json("config.json", self.config)
+        columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
+        self.rounds_csv = self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(arms or ()))])
+        self.episodes_csv = self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
+        self.writer = SummaryWriter(self.folder)
+        table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.wandb = self._start_wandb() if args.track else None
+        self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._write_summary("running")
+
+    def _make_folder(self):
+        name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
+        moment = int(time.time())
+        while True:
+            folder = Path(self.args.run_dir, f"{name}__{moment}")
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                moment += 1  # another run has taken this second
+            except OSError as error:
+                reject(f"--run-dir {self.args.run_dir}: must be a folder that can be written ({error.strerror})")
+
+    def _write_json(self, name, content):
+        (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+    def _open_csv(self, name, columns):
+        file = open(self.folder / name, "w", newline="", buffering=1)  # line-buffered: a row is on disk at once
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        return writer
+
+    def _start_wandb(self):
+        import wandb
+
+        names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.folder.name}
+        try:
+            run = wandb.init(**names, config=self.config, dir=self.folder)
+        except wandb.Error as error:
+            print(f"W&B: {error}; tracking offline, see {self.folder / 'wandb'}", file=sys.stderr)
+            run = wandb.init(**names, config=self.config, dir=self.folder, mode="offline")
+        run.define_metric("*", step_metric="global_step")
+        return run
+
+    def __enter__(self):
+        def stop(signum, frame):
+            raise SystemExit(128 + signum)
+
+        self.handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        for signum in self.handlers:
+            signal.signal(signum, signal.SIG_IGN)  # a second Ctrl-C must not tear what is written now
+        status, exit_code = "finished", 0
+        if isinstance(error, SystemExit):
+            status, exit_code = "interrupted", error.code
+        elif isinstance(error, FloatingPointError):
+            status, exit_code = "diverged", 3
+        elif error:
+            status, exit_code = "failed", 1
+        summary = self._write_summary(status)
+        if self.bar:
+            self.bar.close()
+        self.on_exit.close()
+        self.writer.close()
+        plot_curves(self.folder)
+        if self.wandb:
+            self.wandb.summary.update(summary)
+            self.wandb.finish(exit_code=exit_code)
+        if status == "diverged":
+            print(f"diverged at step {self.global_step}: {error}", file=sys.stderr)
+        print(f"{status}: final return {summary['final_return']}, SPS {summary['sps']}, see {self.folder}")
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        if status == "diverged":
+            raise SystemExit(exit_code) from None
+
+    def log_scalars(self, scalars, global_step):
+        """Send {name: float} to TensorBoard and, with --track, to W&B."""
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, global_step)
+        if self.wandb:
+            self.wandb.log(scalars | {"global_step": global_step})
+
+    def log_episode(self, global_step, episodic_return, episodic_length):
+        """Log an episode that has ended: raw return, length in timesteps."""
+        self.episodes.append((global_step, episodic_return))
+        self.episodes_csv.writerow((global_step, episodic_return, episodic_length))
+        lengths = {"charts/episodic_length": episodic_length}
+        self.log_scalars({"charts/episodic_return": episodic_return} | lengths, global_step)
+
+    def log_round(self, global_step, learning_rate, performance, arm=None, probabilities=(), feedback=None):
+        """Log a round that has closed; `probabilities` are those that its arm was drawn from."""
+        self.rounds += 1
+        probabilities = [float(p) for p in probabilities]
+        row = (self.rounds, global_step, arm, learning_rate, performance, feedback, *probabilities)
+        self.rounds_csv.writerow(row)
+        scalars = {"charts/learning_rate": learning_rate, "lrrl/performance": performance}
+        if arm is not None:
+            self.pulls[arm] += 1
+            self.recent_arms.append(arm)
+            scalars |= {"lrrl/arm": arm, "lrrl/feedback": feedback, "lrrl/entropy": entropy(probabilities)}
+            scalars["lrrl/pull_entropy"] = entropy(np.bincount(self.recent_arms) / len(self.recent_arms))
+            scalars |= {f"lrrl/probability/{rate:g}": p for rate, p in zip(self.arms, probabilities)}
+        self.log_scalars(scalars, global_step)
+        self.writer.flush()
+
+    def progress(self, global_step, learning_rate):
+        """Show how far the run is: a bar on a terminal, elsewhere a line every few seconds.
+
+        The first call starts the clock of the steps per second, so that set-up and compilation do not count.
+        """
+        self.global_step = global_step
+        self.clock = self.clock or (time.perf_counter(), global_step)
+        latest = f"return {self.episodes[-1][1]:.1f}" if self.episodes else "no episode yet"
+        status = f"SPS {self.sps or '?'}, {latest}, learning rate {learning_rate:g}"
+        if self.bar:
+            self.bar.set_postfix_str(status, refresh=False)
+            self.bar.update(global_step - self.bar.n)
+        elif time.monotonic() >= self.next_progress:
+            self.next_progress = time.monotonic() + PROGRESS_SECONDS
+            seconds = (self.args.total_timesteps - global_step) / self.sps if self.sps else None
+            left = f"{tqdm.format_interval(seconds)} left, " if seconds is not None else ""
+            print(f"step {global_step} of {self.args.total_timesteps}, {left}{status}", flush=True)
+
+    @property
+    def sps(self):
+        """Timesteps per second since the clock started; None before there are any."""
+        steps = self.global_step - self.clock[1] if self.clock else 0
+        return round(steps / (time.perf_counter() - self.clock[0]), 1) if steps else None
+
+    def _write_summary(self, status):
+        names = ("env_id", "seed", "lr_control", "bandit", "total_timesteps")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # KiB
+        summary = {name: getattr(self.args, name) for name in names} | {
+            "bandit": self.args.bandit if self.arms else None,
+            "global_step": self.global_step,
+            "status": status,
+            "final_return": final_return(self.episodes, self.global_step),
+            "auc": area_under_curve(self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])),
+            "sps": self.sps,
+            "pulls": self.pulls,
+            "peak_rss_mb": round(peak / 1024, 1),
+        }
+        summary |= self.summary
+        self._write_json("summary.json", summary)
+        return summary
