@@ -33,14 +33,14 @@ class Bandit:
     def __init__(self, arms, window=5, seed=0):
         self.arms = [float(rate) for rate in arms]
         if not self.arms:
-            raise ValueError("learning rates: none was given, at least one is needed")
+            raise ValueError("at least one learning rate is needed")
         for rate in self.arms:
             if not (math.isfinite(rate) and rate > 0):
-                raise ValueError(f"learning rates: {rate:g} is not a positive, finite number")
+                raise ValueError(f"a learning rate must be positive and finite, not {rate:g}")
         if len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"learning rates: {' '.join(f'{rate:g}' for rate in self.arms)} are not distinct")
+            raise ValueError(f"the learning rates must be distinct, not {' '.join(f'{rate:g}' for rate in self.arms)}")
         if window < 2:
-            raise ValueError(f"window: {window} given, at least 2 needed (with 1 every improvement is zero)")
+            raise ValueError(f"window must be at least 2, not {window}: with 1 every improvement would be zero")
         self.performances = deque(maxlen=int(window))
         self.arm = None  # the arm in use; None between `update` and `pull`
         # A spawn key keeps the draws independent of the caller's own np.random.default_rng(seed).
@@ -114,7 +114,7 @@ class Bandit:
             ValueError: the state belongs to other arms.
         """
         if list(state["arms"]) != self.arms:
-            raise ValueError(f"the state belongs to other learning rates: {state['arms']}, not {self.arms}")
+            raise ValueError(f"the state belongs to the learning rates {state['arms']}, not to {self.arms}")
         self.arm = state["arm"]
         self.performances = deque(state["performances"], maxlen=self.performances.maxlen)
         self.rng.bit_generator.state = state["rng"]
@@ -148,9 +148,9 @@ class LRRL(Bandit):
     def __init__(self, arms, step_size=0.2, decay=0.9, window=5, seed=0):
         super().__init__(arms, window, seed)
         if not (math.isfinite(step_size) and step_size > 0):
-            raise ValueError(f"step_size: {step_size:g} given, a positive, finite number needed")
+            raise ValueError(f"step_size must be positive and finite, not {step_size:g}")
         if not 0 < decay <= 1:
-            raise ValueError(f"decay: {decay:g} given, a number in (0, 1] needed")
+            raise ValueError(f"decay must be in (0, 1], not {decay:g}")
         self.step_size = step_size
         self.decay = decay
         self.weights = np.zeros(len(self.arms))

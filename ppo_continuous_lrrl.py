@@ -104,7 +104,7 @@ class Args:
 
 def make_env(args, render=False):
     with reject_errors(f"--env-id {args.env_id}"):
-        env = gym.make(args.env_id, render_mode="rgb_array" if render else None, disable_env_checker=True)
+        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
     if not isinstance(env.action_space, gym.spaces.Box):
         reject(f"--env-id {args.env_id}: must be a task with a Box action space, not {env.action_space}")
     if render:
@@ -251,8 +251,6 @@ def main(argv=None):
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if args.cuda and device.type == "cpu":
-        print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
 
     envs = [make_env(args, render=args.capture_video and i == 0) for i in range(args.num_envs)]
     obs_size = envs[0].observation_space.shape[0]
@@ -373,8 +371,6 @@ def main(argv=None):
                     optimizer.step()
             if scheduler:
                 scheduler.step()
-            if not torch.isfinite(parameters).all():
-                raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
 
             # LOG
             losses = {
@@ -388,6 +384,8 @@ def main(argv=None):
             }
             run.log_scalars({name: value.item() for name, value in losses.items()}, global_step)
             run.progress(global_step, rate)
+            if not torch.isfinite(parameters).all():
+                raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
 
         if args.eval_episodes:
             run.summary["eval_returns"] = evaluate(agent, obs_stats, args)

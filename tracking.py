@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from importlib.metadata import version
 from pathlib import Path
@@ -44,9 +45,10 @@ def reject(message):
 
 @contextlib.contextmanager
 def reject_errors(option):
-    """`reject` with the message of whatever error the block raises."""
+    """`reject` with the message of whatever error the block raises; warnings stay off the screen."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except Exception as error:
         reject(f"{option}: {error}")
 
@@ -73,7 +75,7 @@ def parse_args(args_class, argv=None):
     text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", captured.getvalue())  # without colours and boxes
     message, *details = re.split(r"─{3,}\s*\n", text.split("\n", 1)[1])
     usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
-    reject(message + (f"; there is {usage[1]}" if usage else ""))
+    reject(message.strip() + (f"; usage: {usage[1]}" if usage else ""))
 
 
 def entropy(probabilities):
@@ -185,6 +187,8 @@ class Run:
         self.wandb = self._start_wandb() if args.track else None
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._write_summary("running")
+        if args.cuda and str(device) == "cpu":
+            print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
 
     def _make_folder(self):
         name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
@@ -291,6 +295,8 @@ class Run:
         """
         self.global_step = global_step
         self.clock = self.clock or (time.perf_counter(), global_step)
+        if self.sps:
+            self.log_scalars({"charts/SPS": self.sps}, global_step)
         latest = f"return {self.episodes[-1][1]:.1f}" if self.episodes else "no episode yet"
         status = f"SPS {self.sps or '?'}, {latest}, learning rate {learning_rate:g}"
         if self.bar:

@@ -1,0 +1,20 @@
+PYTHON ?= python3
+
+.PHONY: install run test lint
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/installed
+
+run: install
+	.venv/bin/python ppo_continuous_lrrl.py --total-timesteps 300000 $(ARGS)
+
+test: install
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .

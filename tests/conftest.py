@@ -1,0 +1,64 @@
+"""Fixtures: run a training script in this process or as a process of its own, and read what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tracking import read_csv
+
+ROOT = Path(__file__).parent.parent
+
+
+class RunFolder:
+    """A run folder, read back."""
+
+    def __init__(self, path):
+        self.path = path
+        self.config, self.summary = (json.loads((path / name).read_text()) for name in ("config.json", "summary.json"))
+        self.episodes, self.rounds = read_csv(path / "episodes.csv"), read_csv(path / "rounds.csv")
+
+    def bytes(self, name):
+        return (self.path / name).read_bytes()
+
+
+def only_folder(parent):
+    (path,) = parent.iterdir()
+    return RunFolder(path)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """train(main, "--option value …") runs a script's main() in this process; returns its run folder."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    count = 0
+
+    def run(main, options):
+        nonlocal count
+        count += 1
+        parent = tmp_path / f"runs{count}"
+        main([*options.split(), "--run-dir", str(parent)])
+        return only_folder(parent)
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs"."""
+    processes = []
+
+    def run(command, **environment):
+        command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,112 @@
+"""What tracking.py promises: the numbers of summary.json, one-line errors, folders of their own."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import tracking
+
+
+def test_the_final_return_takes_the_last_tenth_of_timesteps():
+    episodes = [(step, float(step)) for step in range(10, 1001, 10)]
+    last_tenth = [(step, 1000.0) for step in range(901, 1001, 5)]
+    assert tracking.final_return([*episodes, *last_tenth[1:]][:100], 1000) == pytest.approx(955.0)  # 910, 920, …, 1000
+    assert tracking.final_return(last_tenth, 1000) == 1000.0
+
+
+def test_the_final_return_takes_at_least_ten_episodes():
+    episodes = [(100 * n, float(n)) for n in range(1, 21)]
+    assert tracking.final_return(episodes, 2000) == pytest.approx(15.5)  # 11, …, 20; two ended in the last tenth
+    assert tracking.final_return(episodes[:3], 2000) == pytest.approx(2.0)
+    assert tracking.final_return([], 2000) is None
+
+
+def test_the_area_under_the_curve_weighs_returns_by_timesteps_and_not_by_episodes():
+    assert tracking.area_under_curve([(10, 1.0), (20, 5.0), (90, 7.0)], 100) == pytest.approx(
+        (10 * 1.0 + 70 * 5.0 + 10 * 7.0) / 90
+    )
+    assert tracking.area_under_curve([(10, 1.0), (10, 3.0), (20, 9.0)], 30) == pytest.approx(5.5)
+    assert tracking.area_under_curve([(10, 4.0)], 10) == 4.0
+    assert tracking.area_under_curve([], 10) is None
+
+
+def test_entropy_is_in_nats():
+    assert tracking.entropy([1.0, 0.0]) == 0.0
+    assert tracking.entropy([0.2] * 5) == pytest.approx(math.log(5))
+
+
+@dataclass
+class Args:
+    exp_name: str = "name"
+    """a name"""
+    seed: int = 1
+    """a seed"""
+    rates: tuple[float, ...] = (1.0,)
+    """some rates"""
+    choice: Literal["one", "two"] = "one"
+    """a choice"""
+    run_dir: str = "runs"
+    """parent of run folders"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--seed x", ["--seed", "'x'", "INT"]),
+        ("--seed", ["--seed"]),
+        ("--sed 3", ["--sed", "--seed"]),
+        ("--rates 1 a", ["--rates", "'a'", "FLOAT"]),
+        ("--choice three", ["--choice", "'three'", "'one'", "'two'"]),
+        ("stray", ["stray"]),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_a_wrong_command_line_gives_one_line_that_names_the_option(argv, named, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as end:
+        tracking.parse_args(Args, argv.split())
+    output, error = capsys.readouterr()
+    assert end.value.code == 2 and output == "" and error.count("\n") == 1
+    assert all(name in error for name in named), error
+    assert not set(error) & set("╭│╰─\x1b")
+
+
+def test_help_is_printed_and_is_no_error(capsys):
+    with pytest.raises(SystemExit) as end:
+        tracking.parse_args(Args, ["--help"])
+    assert not end.value.code
+    assert "some rates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("interval", "value", "accepted"),
+    [
+        ("[1, inf)", 1, True),
+        ("[1, inf)", 0, False),
+        ("(0, 1]", 0.0, False),
+        ("(0, 1]", 1.0, True),
+        ("(0, 1]", 1.1, False),
+        ("(0, inf)", math.inf, False),
+        ("[0, inf)", math.nan, False),
+        ("[0, 1]", 0.0, True),
+    ],
+)
+def test_check_reads_intervals_as_mathematics_does(interval, value, accepted, capsys):
+    if accepted:
+        return tracking.check(Args(seed=value), interval, "seed")
+    with pytest.raises(SystemExit) as end:
+        tracking.check(Args(seed=value), interval, "exp_name" if False else "seed")
+    assert end.value.code == 2
+    assert f"--seed {value}: must be in {interval}" in capsys.readouterr().err
+
+
+def test_csv_files_read_back_with_empty_fields_as_nan(tmp_path):
+    path = Path(tmp_path, "rounds.csv")
+    path.write_text("a,b\n")
+    assert {name: column.tolist() for name, column in tracking.read_csv(path).items()} == {"a": [], "b": []}
+    path.write_text("a,b\n1,\n2,0.5\n")
+    columns = tracking.read_csv(path)
+    assert columns["a"].tolist() == [1.0, 2.0] and math.isnan(columns["b"][0]) and columns["b"][1] == 0.5

@@ -1,0 +1,77 @@
+"""Tiny environments whose right answers are known. `--env-id tests.toy_envs:Name-v0` makes them."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Toy(gym.Env):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.start(), {}
+
+    def observe(self, value):
+        return np.array([value], np.float32)
+
+
+class StepCounter(Toy):
+    """The reward of a timestep is its number since the counter was set to 0: 1, 2, 3, … Episodes take 10 steps."""
+
+    total = 0
+
+    def start(self):
+        self.t = 0
+        return self.observe(0)
+
+    def step(self, action):
+        StepCounter.total += 1
+        self.t += 1
+        return self.observe(self.t), float(StepCounter.total), False, self.t == 10, {}
+
+
+class TwoEnds(Toy):
+    """Observations 1, 2, 3, …, reward 1. Episodes in turn: three steps to a termination, two steps to a truncation."""
+
+    episode = -1
+
+    def start(self):
+        self.episode += 1
+        self.position = 1
+        return self.observe(1)
+
+    def step(self, action):
+        self.position += 1
+        terminated = self.episode % 2 == 0 and self.position == 4
+        truncated = self.episode % 2 == 1 and self.position == 3
+        return self.observe(self.position), 1.0, terminated, truncated, {}
+
+
+class Breaks(StepCounter):
+    """Raises an error in its 300th step."""
+
+    def step(self, action):
+        if StepCounter.total == 299:
+            raise RuntimeError("the simulator broke")
+        return super().step(action)
+
+
+class OddSpaces(Toy):
+    """A dictionary of observations and a matrix of actions with lopsided bounds, which it checks."""
+
+    observation_space = gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (2, 2)), "b": gym.spaces.Discrete(3)})
+    action_space = gym.spaces.Box(np.array([[-1, 0, 2]] * 2, np.float32), np.array([[1, 5, 2.5]] * 2, np.float32))
+
+    def start(self):
+        self.t = 0
+        return self.observation_space.sample()
+
+    def step(self, action):
+        assert action.shape == (2, 3) and self.action_space.contains(action), action
+        self.t += 1
+        return self.observation_space.sample(), 0.5, self.t == 7, False, {}
+
+
+for entry_point in (StepCounter, TwoEnds, Breaks, OddSpaces):
+    gym.register(f"{entry_point.__name__}-v0", entry_point, order_enforce=False)
