@@ -92,6 +92,14 @@ def test_any_finite_performance_leaves_finite_probabilities_that_sum_to_1(name, 
         assert (probabilities >= 0).all() and probabilities.sum() == pytest.approx(1, abs=1e-12)
 
 
+def test_feedback_and_weights_are_clipped_to_1e6():
+    bandit = LRRL(ARMS, step_size=1e9)
+    assert play(bandit, [-1.7e308, 1.7e308]) and bandit.performances[-1] == 1.7e308
+    bandit.pull()
+    assert bandit.update(-1.7e308) == -1e6
+    assert 8e5 < np.abs(bandit.weights).max() <= 1e6
+
+
 @every_bandit
 @pytest.mark.parametrize("performance", [math.nan, math.inf, -math.inf])
 def test_a_performance_that_is_not_finite_is_refused_and_changes_nothing(name, performance):
@@ -146,7 +154,7 @@ def test_draws_repeat_with_the_seed_and_differ_without(name):
 
 def test_draws_are_independent_of_the_callers_generator_of_the_same_seed():
     arms = play(Uniform(ARMS, seed=1), [0.0] * 50)
-    assert arms != np.random.default_rng(1).choice(5, size=50).tolist()
+    assert arms != np.random.default_rng(1).choice(5, size=50, p=[0.2] * 5).tolist()
 
 
 def test_draws_follow_the_probabilities():

@@ -348,6 +348,8 @@ def test_an_interrupted_run_keeps_everything_and_says_so(signum, code, start, tm
     process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512")
     wait_for_rounds(tmp_path, 4)
     process.send_signal(signum)
+    time.sleep(0.3)
+    process.send_signal(signum)  # an impatient second one tears nothing
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in errors
     run = only_folder(tmp_path / "runs")
@@ -366,8 +368,9 @@ def test_a_killed_run_leaves_what_had_happened(start, tmp_path):
     assert RunFolder(path).summary["status"] == "running"
     events = EventAccumulator(str(path))
     events.Reload()
-    assert len(events.Scalars("lrrl/performance")) >= 6
-    assert len(RunFolder(path).episodes["global_step"]) >= 3  # 1,000 steps each
+    run = RunFolder(path)
+    assert len(events.Scalars("lrrl/performance")) >= len(run.rounds["round"]) - 1 >= 5
+    assert len(run.episodes["global_step"]) >= 3  # 1,000 steps each
 
 
 def test_a_rate_that_diverges_ends_the_run_with_code_3_and_is_named(train, capsys, tmp_path):

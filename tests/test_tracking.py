@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+import ppo_continuous_lrrl
 import tracking
 
 
@@ -98,9 +99,16 @@ def test_check_reads_intervals_as_mathematics_does(interval, value, accepted, ca
     if accepted:
         return tracking.check(Args(seed=value), interval, "seed")
     with pytest.raises(SystemExit) as end:
-        tracking.check(Args(seed=value), interval, "exp_name" if False else "seed")
+        tracking.check(Args(seed=value), interval, "seed")
     assert end.value.code == 2
     assert f"--seed {value}: must be in {interval}" in capsys.readouterr().err
+
+
+def test_two_runs_started_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.time, "time", lambda: 1e9)
+    args = ppo_continuous_lrrl.Args(run_dir=str(tmp_path / "runs"), cuda=False)
+    folders = [tracking.Run(args, arms=None, device="cpu").folder for _ in range(3)]
+    assert len(set(folders)) == 3 and all((folder / "config.json").exists() for folder in folders)
 
 
 def test_csv_files_read_back_with_empty_fields_as_nan(tmp_path):

@@ -1,0 +1,110 @@
+"""Run folders in; a table and a figure of learning curves out.
+
+    python report.py results/ppo_halfcheetah
+
+prints one Markdown row per task and variant and writes `report.md` and `curves.png` into the folder. The interval is a
+95 % stratified bootstrap interval of the interquartile mean over seeds (rliable; Agarwal et al., NeurIPS 2021).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import tyro
+from rliable import library, metrics
+
+from tracking import parse_args, read_csv, reject
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BOOTSTRAP_REPETITIONS = 10_000
+CURVE_POINTS = 200
+
+
+@dataclass
+class Args:
+    folder: Annotated[Path, tyro.conf.Positional]
+    """parent of the run folders"""
+
+
+def variant(config):
+    """What sets the learning rate of a run, in words."""
+    if config["lr_control"] == "bandit":
+        return config["bandit"]
+    return f"{config['lr_control']} {config['learning_rate']:g}"
+
+
+def read_runs(folder):
+    """The finished runs below `folder` as {(task, variant): [run, …]}, in the order of their seeds."""
+    runs = {}
+    for path in sorted(folder.glob("*/summary.json")):
+        summary, config = (json.loads((path.parent / name).read_text()) for name in ("summary.json", "config.json"))
+        if summary["status"] == "finished":
+            run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
+            runs.setdefault((config["env_id"], variant(config)), []).append(run)
+    return {key: sorted(runs[key], key=lambda run: run["config"]["seed"]) for key in sorted(runs)}
+
+
+def interquartile_mean(values):
+    """Interquartile mean of `values`, one per seed, and the two ends of its interval."""
+    scores = {"": np.array(values, dtype=float)[:, None]}  # (seeds, tasks)
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
+    mean, interval = library.get_interval_estimates(
+        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=BOOTSTRAP_REPETITIONS
+    )
+    return mean[""][0], *interval[""][:, 0]
+
+
+def make_table(runs):
+    """A Markdown table of final returns and areas under the curve."""
+    lines = ["| task | variant | seeds | final return: IQM [95 %] | of each seed | AUC: IQM [95 %] |", "|-|-|-|-|-|-|"]
+    for (task, name), group in runs.items():
+        cells = [task, name, str(len(group))]
+        for measure in ("final_return", "auc"):
+            values = [run["summary"][measure] for run in group]
+            point, low, high = interquartile_mean(values)
+            cells.append(f"{point:,.0f} [{low:,.0f}, {high:,.0f}]")
+            if measure == "final_return":
+                cells.append(", ".join(f"{value:,.0f}" for value in values))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot_learning_curves(runs, path):
+    """Mean return over seeds, each seed shown thinly; a panel per task. A return holds until the next episode ends."""
+    tasks = sorted({task for task, _ in runs})
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), layout="constrained", squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for color, (name, group) in enumerate((name, group) for (t, name), group in runs.items() if t == task):
+            first = max(run["episodes"]["global_step"][0] for run in group)
+            last = min(run["summary"]["global_step"] for run in group)
+            steps = np.linspace(first, last, CURVE_POINTS)
+            curves = []
+            for run in group:
+                ends, returns = run["episodes"]["global_step"], run["episodes"]["episodic_return"]
+                curves.append(returns[np.searchsorted(ends, steps, side="right") - 1])
+                axis.plot(steps, curves[-1], color=f"C{color}", alpha=0.2, linewidth=0.7)
+            axis.plot(steps, np.mean(curves, axis=0), color=f"C{color}", label=f"{name} ({len(group)} seeds)")
+        axis.set(title=task, xlabel="timesteps", ylabel="episodic return")
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv=None):
+    args = parse_args(Args, argv)
+    runs = read_runs(args.folder)
+    if not runs:
+        reject(f"FOLDER {args.folder}: must be a folder that holds run folders of finished runs")
+    table = make_table(runs)
+    print(table)
+    (args.folder / "report.md").write_text(table + "\n")
+    plot_learning_curves(runs, args.folder / "curves.png")
+
+
+if __name__ == "__main__":
+    main()

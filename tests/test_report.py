@@ -1,0 +1,56 @@
+"""What report.py promises: tables and figures from run folders, with every seed shown and finished runs only."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import report
+
+
+def write_run(parent, task, seed, final_return, status="finished", **config):
+    folder = parent / f"{task}__{len(list(parent.iterdir()))}"
+    folder.mkdir()
+    config = {"env_id": task, "seed": seed, "lr_control": "bandit", "bandit": "lrrl", "learning_rate": 3e-4} | config
+    (folder / "config.json").write_text(json.dumps(config))
+    summary = {"status": status, "global_step": 1000, "final_return": final_return, "auc": final_return / 2}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    rows = "".join(f"{step},{final_return * step / 1000},100\n" for step in range(100, 1001, 100))
+    (folder / "episodes.csv").write_text(f"global_step,episodic_return,episodic_length\n{rows}")
+
+
+def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_unfinished_runs(tmp_path, capsys):
+    for seed, value in [(2, 20.0), (1, 10.0), (4, 1000.0), (3, 30.0)]:
+        write_run(tmp_path, "Hopper-v5", seed, value)
+    write_run(tmp_path, "Hopper-v5", 5, 9999.0, status="interrupted")
+    write_run(tmp_path, "Hopper-v5", 1, 70.0, lr_control="constant")
+    write_run(tmp_path, "Walker2d-v5", 1, 80.0, bandit="uniform")
+    report.main([str(tmp_path)])
+    output = capsys.readouterr().out
+    assert output == (tmp_path / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["Hopper-v5", "constant 0.0003", "1"],
+        ["Hopper-v5", "lrrl", "4"],
+        ["Walker2d-v5", "uniform", "1"],
+    ]
+    assert rows[1][4] == "10, 20, 30, 1,000"
+    assert rows[1][3].startswith("25 [")  # of four values, the interquartile mean is that of the middle two
+    assert rows[0][3] == "70 [70, 70]" and rows[0][5] == "35 [35, 35]"
+    assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
+
+
+def test_the_interval_covers_the_point_and_repeats():
+    values = np.random.default_rng(0).normal(100, 10, 12)
+    point, low, high = report.interquartile_mean(values)
+    assert values.min() < low < point < high < values.max()
+    assert report.interquartile_mean(values) == (point, low, high)
+
+
+@pytest.mark.parametrize("argv", [[], ["no/such/folder"]])
+def test_a_folder_without_finished_runs_is_one_line_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        report.main(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
