@@ -185,7 +185,9 @@ class Run:
         table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         self.wandb = self._start_wandb() if args.track else None
-        self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True) if sys.stderr.isatty() else None
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        on_terminal = {"total": args.total_timesteps, "bar_format": layout, "dynamic_ncols": True}
+        self.bar = tqdm(**on_terminal) if sys.stderr.isatty() else None
         self._write_summary("running")
         if args.cuda and str(device) == "cpu":
             print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
