@@ -54,7 +54,7 @@ class Args:
     """parent of the run folders"""
 
     env_id: str = "HalfCheetah-v5"
-    """any gymnasium task with a Box action space"""
+    """any gymnasium task with a Box action space of floats"""
     total_timesteps: int = 1_000_000
     """timesteps of the run, summed over environments; rounded down to whole rollouts"""
     num_envs: int = 1
@@ -89,7 +89,7 @@ class Args:
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """the bandit's arms"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
-    """lrrl: the paper's rule; uniform: the control, which draws every arm equally often"""
+    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
     bandit_interval: int = 2048
     """κ, the shortest round in timesteps; rounded up to whole rollouts (`rollouts_per_round` in config.json)"""
     bandit_step_size: float = 0.2
@@ -105,8 +105,8 @@ class Args:
 def make_env(args, render=False):
     with reject_errors(f"--env-id {args.env_id}"):
         env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
-    if not isinstance(env.action_space, gym.spaces.Box):
-        reject(f"--env-id {args.env_id}: must be a task with a Box action space, not {env.action_space}")
+    if not (isinstance(env.action_space, gym.spaces.Box) and env.action_space.dtype.kind == "f"):
+        reject(f"--env-id {args.env_id}: must be a task with a Box action space of floats, not {env.action_space}")
     if render:
         with reject_errors("--capture-video"):
             env.reset(seed=args.seed)
@@ -229,10 +229,12 @@ def evaluate(agent, obs_stats, args):
 
 def main(argv=None):
     args = parse_args(Args, argv)
-    check(args, "[0, inf)", "seed", "eval_episodes", "ent_coef", "vf_coef")
+    check(args, "[0, 4294967295]", "seed", "eval_episodes")
+    check(args, "[0, inf)", "ent_coef", "vf_coef")
     check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "(0, inf)", "learning_rate", "clip_coef", "max_grad_norm", "bandit_step_size")
+    check(args, "(0, inf)", "clip_coef", "max_grad_norm", "bandit_step_size")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # what a float32 can hold
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
     batch_size = args.num_envs * args.num_steps
@@ -243,6 +245,7 @@ def main(argv=None):
     if args.lr_control == "bandit" and args.learning_rate != Args.learning_rate:
         reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
     num_iterations = args.total_timesteps // batch_size
+    args.total_timesteps = num_iterations * batch_size
     rollouts_per_round = math.ceil(args.bandit_interval / batch_size)
 
     # SET UP
@@ -291,8 +294,7 @@ def main(argv=None):
 
     with Run(args, bandit and bandit.arms, device, rollouts_per_round=rollouts_per_round) as run:
         if args.capture_video:
-            envs[0] = gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos"))
-            run.on_exit.callback(envs[0].close)  # writes the last video
+            envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
         global_step = 0
         obs = np.array([reset(env) for env in envs], np.float32)
         next_obs = np.zeros_like(obs)
@@ -321,19 +323,19 @@ def main(argv=None):
                     if terminated or truncated:
                         rollout_returns.append(float(info["episode"]["r"]))
                         run.log_episode(global_step, rollout_returns[-1], info["episode"]["l"])
-                        discounted_returns[i] = 0.0
-                        obs[i] = reset(env)
+                        discounted_returns[i], obs[i] = 0.0, reset(env)
                 next_observations[step] = next_obs
+            if not (math.isfinite(rollout_reward) and np.isfinite(next_observations).all()):
+                raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
 
             # CALCULATE ADVANTAGES
             batch_obs, batch_actions = to_device(observations), to_device(actions)
             with torch.no_grad():
                 batch_log_probs = agent.get_log_prob(batch_obs, batch_actions)
                 batch_values = agent.get_value(batch_obs)
-                next_values = agent.get_value(to_device(next_observations)).cpu().numpy().reshape(shape)
-            values = batch_values.cpu().numpy().reshape(shape)
-            advantages = calculate_gae(args, rewards, values, next_values, terminations, truncations)
-            batch_advantages = to_device(advantages)
+                next_values = agent.get_value(to_device(next_observations))
+            values, next_values = (x.cpu().numpy().reshape(shape) for x in (batch_values, next_values))
+            batch_advantages = to_device(calculate_gae(args, rewards, values, next_values, terminations, truncations))
             batch_returns = batch_advantages + batch_values
             batch = (batch_advantages, batch_obs, batch_actions, batch_log_probs, batch_values, batch_returns)
 
@@ -358,11 +360,11 @@ def main(argv=None):
             # UPDATE NETWORK
             for _ in range(args.update_epochs):
                 indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
-                advantages, *others = (x[indices] for x in batch)
+                minibatch_advantages, *others = (x[indices] for x in batch)
                 if args.norm_adv:
-                    std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
-                    advantages = (advantages - mean) / (std + 1e-8)
-                for minibatch in zip(advantages, *others, strict=True):
+                    std, mean = torch.std_mean(minibatch_advantages, dim=1, keepdim=True)
+                    minibatch_advantages = (minibatch_advantages - mean) / (std + 1e-8)
+                for minibatch in zip(minibatch_advantages, *others):
                     loss, policy_losses, value_errors, log_ratio = loss_function(agent, args, *minibatch)
                     parameters.grad.zero_()
                     loss.backward()
@@ -391,7 +393,7 @@ def main(argv=None):
             run.summary["eval_returns"] = evaluate(agent, obs_stats, args)
         if args.save_model:
             statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}
-            torch.save(agent.state_dict() | statistics, run.folder / f"{args.exp_name}.pt")
+            torch.save({"agent": agent.state_dict()} | statistics, run.folder / "model.pt")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ prints one Markdown row per task and variant and writes `report.md` and `curves.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,10 @@ import matplotlib.pyplot as plt
 
 BOOTSTRAP_REPETITIONS = 10_000
 CURVE_POINTS = 200
+NO_OPTIONS = {  # entries of config.json that do not make runs different
+    *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
+    *("track", "wandb_project_name", "wandb_entity", "capture_video", "save_model", "eval_episodes"),
+}
 
 
 @dataclass
@@ -31,22 +36,32 @@ class Args:
     """parent of the run folders"""
 
 
-def variant(config):
-    """What sets the learning rate of a run, in words."""
-    if config["lr_control"] == "bandit":
-        return config["bandit"]
-    return f"{config['lr_control']} {config['learning_rate']:g}"
-
-
 def read_runs(folder):
-    """The finished runs below `folder` as {(task, variant): [run, …]}, in the order of their seeds."""
-    runs = {}
+    """The finished runs below `folder` as {(task, variant): [run, …]}, in the order of their seeds.
+
+    A variant is named after what sets the learning rate and after the options in which its runs differ from others.
+    """
+    groups, runs = {}, {}
     for path in sorted(folder.glob("*/summary.json")):
         summary, config = (json.loads((path.parent / name).read_text()) for name in ("summary.json", "config.json"))
-        if summary["status"] == "finished":
-            run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
-            runs.setdefault((config["env_id"], variant(config)), []).append(run)
-    return {key: sorted(runs[key], key=lambda run: run["config"]["seed"]) for key in sorted(runs)}
+        if summary["status"] != "finished" or summary["final_return"] is None:
+            print(f"left out: {path.parent} ({summary['status']}, no episode or not to its end)", file=sys.stderr)
+            continue
+        name = config["bandit"] if config["lr_control"] == "bandit" else config["lr_control"]
+        name += "" if config["lr_control"] == "bandit" else f" {config['learning_rate']:g}"
+        run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
+        groups.setdefault((config["env_id"], name), []).append(run)
+    for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):
+        options = [{key: value for key, value in run["config"].items() if key not in NO_OPTIONS} for run in group]
+        differing = [key for key in options[0] if any(other.get(key) != options[0][key] for other in options)]
+        for run in sorted(group, key=lambda run: run["config"]["seed"]):
+            settings = ", ".join(f"{key} {run['config'].get(key)}" for key in differing)
+            runs.setdefault((task, f"{name} ({settings})" if settings else name), []).append(run)
+    for (task, name), group in runs.items():
+        seeds = [run["config"]["seed"] for run in group]
+        if len(set(seeds)) < len(seeds):
+            reject(f"{folder}: holds a seed more than once for {task}, {name}: {seeds}")
+    return runs
 
 
 def interquartile_mean(values):

@@ -7,13 +7,15 @@ A training script uses it like this:
     with Run(args, arms, device) as run:              # makes the run folder
         run.log_episode(...); run.log_round(...); run.log_scalars(...); run.progress(...)
 
-What is logged is on disk at once. However a run ends, short of a kill, `summary.json` and `curves.png` are written, and
-the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a FloatingPointError), 1 any other error.
+CSV rows are on disk at once, `summary.json` every few seconds. However a run ends, short of a kill, `summary.json` and
+`curves.png` are brought up to date, and the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a
+FloatingPointError), 1 any other error.
 """
 
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import platform
@@ -33,7 +35,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-PROGRESS_SECONDS = 5  # between progress lines where there is no terminal
+PROGRESS_SECONDS = 5  # between updates of summary.json, and between progress lines where there is no terminal
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "tyro", "wandb", "tensorboard")
 
 
@@ -54,13 +56,13 @@ def reject_errors(option):
 
 
 def check(args, interval, *names):
-    """`reject` the first of the named arguments that lies outside `interval`, which is written like "(0, 1]"."""
+    """`reject` the first of the named arguments (or of their items) outside `interval`, written like "(0, 1]"."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name in names:
-        value = getattr(args, name)
-        inside = low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
-        if not inside:
-            reject(f"--{name.replace('_', '-')} {value}: must be in {interval}")
+        values = getattr(args, name)
+        for x in values if isinstance(values, tuple) else (values,):
+            if not (low < x < high or (x == low and interval[0] == "[") or (x == high and interval[-1] == "]")):
+                reject(f"--{name.replace('_', '-')} {x}: must be in {interval}")
 
 
 def parse_args(args_class, argv=None):
@@ -107,6 +109,14 @@ def area_under_curve(episodes, global_step):
     return float(np.average(np.bincount(which, returns) / counts, weights=durations if durations.any() else None))
 
 
+def git_commit():
+    """The commit of this code, with "-dirty" behind it if it has been changed since; None where git does not know."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):  # there is no git
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def read_csv(path):
     """A CSV file as {column: (rows,) float array}, NaN where a field is empty."""
     with open(path) as file:
@@ -138,9 +148,11 @@ def plot_curves(folder):
         axes[0].legend(loc="best", fontsize="small")
     axes[0].set_ylabel("episodic return")
 
-    rates = np.array(config["learning_rates"] if probabilities else [config["learning_rate"]])
+    rates = np.array(config["learning_rates"] if probabilities else rounds["learning_rate"])
     axes[1].plot(rounds["global_step"], rounds["learning_rate"], ".", color="black", markersize=3)
-    axes[1].set(ylabel="learning rate", yscale="log", ylim=(rates.min() / 2, rates.max() * 2))
+    axes[1].set(ylabel="learning rate", yscale="log")
+    if rates.size:
+        axes[1].set_ylim(rates.min() / 2, rates.max() * 2)
     if probabilities:
         colors = dict(zip(np.sort(rates), plt.cm.viridis(np.linspace(0, 1, len(rates)))))
         for rate, column in sorted(zip(rates, probabilities), key=lambda arm: -arm[0]):
@@ -164,49 +176,64 @@ class Run:
     """
 
     def __init__(self, args, arms, device, **derived):
-        self.args, self.arms = args, arms
+        self.args, self.arms, self.device, self.derived = args, arms, device, derived
         self.global_step, self.rounds = 0, 0
         self.episodes = []  # (global step, return)
         self.pulls, self.recent_arms = ([0] * len(arms) if arms else None), deque(maxlen=20)
         self.summary = {}  # what a script adds to summary.json
-        self.clock, self.next_progress = None, 0.0
-        self.on_exit = contextlib.ExitStack()
+        self.clock, self.now, self.next_update = None, None, 0.0
+        self.bar = self.wandb = None
+        self.on_exit = contextlib.ExitStack()  # for what a script must close, however the run ends
         self.folder = self._make_folder()
-        versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        run_with = {"versions": versions, "device": str(device), "git_commit": git.stdout.strip() or None}
-        self.config = vars(args) | derived | run_with
-        self._write_json("config.json", self.config)
-        columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
-        self.rounds_csv = self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(arms or ()))])
-        self.episodes_csv = self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
-        self.writer = SummaryWriter(self.folder)
-        table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
-        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.wandb = self._start_wandb() if args.track else None
-        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        on_terminal = {"total": args.total_timesteps, "bar_format": layout, "dynamic_ncols": True}
-        self.bar = tqdm(**on_terminal) if sys.stderr.isatty() else None
-        self._write_summary("running")
-        if args.cuda and str(device) == "cpu":
-            print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
 
     def _make_folder(self):
         name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
-        moment = int(time.time())
-        while True:
-            folder = Path(self.args.run_dir, f"{name}__{moment}")
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                moment += 1  # another run has taken this second
-            except OSError as error:
-                reject(f"--run-dir {self.args.run_dir}: must be a folder that can be written ({error.strerror})")
+        try:
+            Path(self.args.run_dir).mkdir(parents=True, exist_ok=True)
+            for moment in itertools.count(int(time.time())):  # a later second if another run has taken this one
+                folder = Path(self.args.run_dir, f"{name}__{moment}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    return folder
+        except OSError as error:
+            reject(f"--run-dir {self.args.run_dir}: must be a folder that can be written ({error.strerror})")
+
+    def __enter__(self):
+        def stop(signum, frame):
+            raise SystemExit(128 + signum)
+
+        self.handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._open_logs()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _open_logs(self):
+        versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+        self.config = vars(self.args) | self.derived | {"versions": versions, "device": str(self.device)}
+        self.config["git_commit"] = git_commit()
+        self._write_json("config.json", self.config)
+        columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
+        self.rounds_csv = self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(self.arms or ()))])
+        self.episodes_csv = self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
+        self._write_summary("running")
+        self.writer = SummaryWriter(self.folder)
+        table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        if self.args.track:
+            self._start_wandb()
+        if self.args.cuda and str(self.device) == "cpu":
+            print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
+        if sys.stderr.isatty():
+            layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            self.bar = tqdm(total=self.args.total_timesteps, bar_format=layout, dynamic_ncols=True)
 
     def _write_json(self, name, content):
-        (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        new = self.folder / f"{name}.new"
+        new.write_text(json.dumps(content, indent=2) + "\n")
+        new.replace(self.folder / name)  # at once: a kill leaves the old file or the new one
 
     def _open_csv(self, name, columns):
         file = open(self.folder / name, "w", newline="", buffering=1)  # line-buffered: a row is on disk at once
@@ -219,19 +246,11 @@ class Run:
 
         names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.folder.name}
         try:
-            run = wandb.init(**names, config=self.config, dir=self.folder)
+            self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True)
         except wandb.Error as error:
             print(f"W&B: {error}; tracking offline, see {self.folder / 'wandb'}", file=sys.stderr)
-            run = wandb.init(**names, config=self.config, dir=self.folder, mode="offline")
-        run.define_metric("*", step_metric="global_step")
-        return run
-
-    def __enter__(self):
-        def stop(signum, frame):
-            raise SystemExit(128 + signum)
-
-        self.handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-        return self
+            self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True, mode="offline")
+        self.wandb.define_metric("*", step_metric="global_step")
 
     def __exit__(self, error_type, error, traceback):
         for signum in self.handlers:
@@ -243,22 +262,27 @@ class Run:
             status, exit_code = "diverged", 3
         elif error:
             status, exit_code = "failed", 1
-        summary = self._write_summary(status)
-        if self.bar:
-            self.bar.close()
-        self.on_exit.close()
-        self.writer.close()
-        plot_curves(self.folder)
+        for finish in (lambda: self._write_summary(status), self.on_exit.close, self._close_logs):
+            try:
+                finish()
+            except Exception as problem:  # what comes after can still be saved
+                print(f"{self.folder} is not complete: {problem}", file=sys.stderr)
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
         if self.wandb:
-            self.wandb.summary.update(summary)
             self.wandb.finish(exit_code=exit_code)
         if status == "diverged":
             print(f"diverged at step {self.global_step}: {error}", file=sys.stderr)
-        print(f"{status}: final return {summary['final_return']}, SPS {summary['sps']}, see {self.folder}")
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
+        result = f", final return {final_return(self.episodes, self.global_step):.1f}" if self.episodes else ""
+        print(f"{status}{result}, see {self.folder}")
         if status == "diverged":
             raise SystemExit(exit_code) from None
+
+    def _close_logs(self):
+        if self.bar:
+            self.bar.close()
+        self.writer.close()
+        plot_curves(self.folder)
 
     def log_scalars(self, scalars, global_step):
         """Send {name: float} to TensorBoard and, with --track, to W&B."""
@@ -295,8 +319,8 @@ class Run:
 
         The first call starts the clock of the steps per second, so that set-up and compilation do not count.
         """
-        self.global_step = global_step
-        self.clock = self.clock or (time.perf_counter(), global_step)
+        self.global_step, self.now = global_step, time.perf_counter()
+        self.clock = self.clock or (self.now, global_step)
         if self.sps:
             self.log_scalars({"charts/SPS": self.sps}, global_step)
         latest = f"return {self.episodes[-1][1]:.1f}" if self.episodes else "no episode yet"
@@ -304,17 +328,21 @@ class Run:
         if self.bar:
             self.bar.set_postfix_str(status, refresh=False)
             self.bar.update(global_step - self.bar.n)
-        elif time.monotonic() >= self.next_progress:
-            self.next_progress = time.monotonic() + PROGRESS_SECONDS
-            seconds = (self.args.total_timesteps - global_step) / self.sps if self.sps else None
-            left = f"{tqdm.format_interval(seconds)} left, " if seconds is not None else ""
+        if self.now < self.next_update:
+            return
+        self.next_update = self.now + PROGRESS_SECONDS
+        self.writer.flush()
+        self._write_summary("running")
+        if not self.bar:
+            left = (self.args.total_timesteps - global_step) / (self.sps or math.inf)
+            left = f"{tqdm.format_interval(left)} left, " if self.sps else ""
             print(f"step {global_step} of {self.args.total_timesteps}, {left}{status}", flush=True)
 
     @property
     def sps(self):
-        """Timesteps per second since the clock started; None before there are any."""
+        """Timesteps per second from the first call of `progress` to the last one; None before there are two."""
         steps = self.global_step - self.clock[1] if self.clock else 0
-        return round(steps / (time.perf_counter() - self.clock[0]), 1) if steps else None
+        return round(steps / (self.now - self.clock[0]), 1) if steps else None
 
     def _write_summary(self, status):
         names = ("env_id", "seed", "lr_control", "bandit", "total_timesteps")
@@ -331,4 +359,5 @@ class Run:
         }
         summary |= self.summary
         self._write_json("summary.json", summary)
-        return summary
+        if self.wandb and status != "running":
+            self.wandb.summary.update(summary)

@@ -51,10 +51,10 @@ def start(tmp_path):
     """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs"."""
     processes = []
 
-    def run(command, **environment):
+    def run(command, stderr=subprocess.PIPE, **environment):
         command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
         return processes[-1]
 

@@ -1,9 +1,13 @@
 """What ppo_continuous_lrrl.py promises: credit, advantages, equal bytes, whole files, and that it learns."""
 
 import csv
+import fcntl
 import json
 import math
+import os
 import signal
+import struct
+import termios
 import time
 from types import SimpleNamespace
 
@@ -248,11 +252,11 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train):
     assert sum(summary["pulls"]) == 1
     assert matplotlib.image.imread(run.path / "curves.png").std() > 0.05
 
-    model = torch.load(run.path / "ppo_continuous_lrrl.pt", weights_only=True)
+    model = torch.load(run.path / "model.pt", weights_only=True)
     stats = ppo.RunningMeanStd()
     stats.normalize = lambda x: ((x - model["obs_mean"].numpy()) / model["obs_std"].numpy()).clip(-10, 10)
     agent = ppo.Agent(3, 1)
-    agent.load_state_dict({name: value for name, value in model.items() if not name.startswith("obs_")})
+    agent.load_state_dict(model["agent"])
     args = ppo.Args(env_id="Pendulum-v1", eval_episodes=2, seed=5)
     assert ppo.evaluate(agent, stats, args) == summary["eval_returns"]
 
@@ -319,6 +323,19 @@ def test_tracking_offline_stores_the_scalars_and_the_config(start, tmp_path):
     assert {"losses/value_loss", "charts/learning_rate", "global_step", "lrrl/probability/0.0003"} <= set(history)
 
 
+def test_a_terminal_shows_one_bar_and_a_pipe_plain_lines(start):
+    terminal, terminal_end = os.openpty()
+    fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 640 --lr-control constant"
+    processes = [start(f"{SCRIPT} {options}", stderr=terminal_end), start(f"{SCRIPT} {options}")]
+    assert [process.wait() for process in processes] == [0, 0]
+    bar = os.read(terminal, 100_000).decode()
+    assert "100%|" in bar and "640/640" in bar and "learning rate 0.0003" in bar and "SPS" in bar and "<" in bar
+    lines = processes[1].stdout.read().splitlines()
+    assert lines[0].startswith("step 64 of 640") and "learning rate 0.0003" in lines[0] and "finished" in lines[-1]
+    os.close(terminal), os.close(terminal_end)
+
+
 def test_videos_are_recorded_off_screen(start, tmp_path):
     process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video")
     assert process.wait() == 0, process.communicate()
@@ -365,7 +382,8 @@ def test_a_killed_run_leaves_what_had_happened(start, tmp_path):
     process.wait()
     assert_whole(path / "rounds.csv", 11)
     assert_whole(path / "episodes.csv", 3)
-    assert RunFolder(path).summary["status"] == "running"
+    summary = RunFolder(path).summary  # as it was a few seconds before
+    assert summary["status"] == "running" and summary["global_step"] > 0
     events = EventAccumulator(str(path))
     events.Reload()
     run = RunFolder(path)
@@ -390,6 +408,16 @@ def test_an_environment_that_raises_leaves_whole_files_and_its_error(train, tmp_
     assert run.summary["status"] == "failed" and len(run.episodes["global_step"]) == 29
 
 
+def test_an_environment_that_returns_nan_is_named_and_not_the_learning_rate(train, capsys, monkeypatch):
+    monkeypatch.setattr(
+        toy_envs.StepCounter, "step", lambda self, action: (self.observe(0), math.nan, False, False, {})
+    )
+    with pytest.raises(SystemExit) as end:
+        train(ppo.main, f"--env-id tests.toy_envs:StepCounter-v0 {SMALL} --total-timesteps 640")
+    error = capsys.readouterr().err
+    assert end.value.code == 3 and "StepCounter-v0 has returned" in error
+
+
 BAD_INPUT = {
     "--env-id HalfCheeta-v5": "HalfCheetah",
     "--env-id HalfCheetah-v99": "HalfCheetah",
@@ -406,9 +434,9 @@ BAD_INPUT = {
     "--num-minibatches 7": "2048",
     "--num-minibatches 2048": "2048",
     "--update-epochs 0": "[1, inf)",
-    "--seed -1": "[0, inf)",
+    "--seed -1": "[0, 4294967295]",
     "--seed one": "INT",
-    "--eval-episodes -1": "[0, inf)",
+    "--eval-episodes -1": "[0, 4294967295]",
     "--gamma 1.01": "[0, 1]",
     "--gae-lambda nan": "[0, 1]",
     "--clip-coef 0": "(0, inf)",
@@ -417,12 +445,13 @@ BAD_INPUT = {
     "--ent-coef -0.1": "[0, inf)",
     "--learning-rates": "at least one",
     "--learning-rates 1e-3 1e-3": "distinct",
-    "--learning-rates 0": "positive",
-    "--learning-rates 1e-3 -1e-3": "positive",
-    "--learning-rates nan": "positive",
+    "--learning-rates 0": "[1e-37, 1e+37]",
+    "--learning-rates 1e-3 -1e-3": "-0.001",
+    "--learning-rates nan": "[1e-37, 1e+37]",
+    "--learning-rates 1e39 1e-4": "[1e-37, 1e+37]",
     "--learning-rates 1e-3 fast": "FLOAT",
     "--learning-rate 1e-3": "--learning-rates",
-    "--learning-rate 0 --lr-control constant": "(0, inf)",
+    "--learning-rate 0 --lr-control constant": "[1e-37, 1e+37]",
     "--lr-control magic": "constant",
     "--bandit magic": "uniform",
     "--bandit-interval 0": "[1, inf)",

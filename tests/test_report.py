@@ -14,9 +14,10 @@ def write_run(parent, task, seed, final_return, status="finished", **config):
     folder.mkdir()
     config = {"env_id": task, "seed": seed, "lr_control": "bandit", "bandit": "lrrl", "learning_rate": 3e-4} | config
     (folder / "config.json").write_text(json.dumps(config))
-    summary = {"status": status, "global_step": 1000, "final_return": final_return, "auc": final_return / 2}
+    auc = final_return and final_return / 2
+    summary = {"status": status, "global_step": 1000, "final_return": final_return, "auc": auc}
     (folder / "summary.json").write_text(json.dumps(summary))
-    rows = "".join(f"{step},{final_return * step / 1000},100\n" for step in range(100, 1001, 100))
+    rows = "".join(f"{step},{(final_return or 0) * step / 1000},100\n" for step in range(100, 1001, 100))
     (folder / "episodes.csv").write_text(f"global_step,episodic_return,episodic_length\n{rows}")
 
 
@@ -39,6 +40,21 @@ def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_un
     assert rows[1][3].startswith("25 [")  # of four values, the interquartile mean is that of the middle two
     assert rows[0][3] == "70 [70, 70]" and rows[0][5] == "35 [35, 35]"
     assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
+
+
+def test_runs_with_other_options_are_not_pooled_and_a_seed_counts_once(tmp_path, capsys):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, bandit_interval=2048)
+    write_run(tmp_path, "Hopper-v5", 1, 30.0, bandit_interval=4096, device="cuda")
+    write_run(tmp_path, "Hopper-v5", 2, 50.0, bandit_interval=4096)
+    write_run(tmp_path, "Hopper-v5", 3, None, bandit_interval=4096)  # no episode has ended
+    groups = {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()}
+    assert groups == {"lrrl (bandit_interval 2048)": 1, "lrrl (bandit_interval 4096)": 2}
+    assert capsys.readouterr().err.count("left out") == 1
+
+    write_run(tmp_path, "Hopper-v5", 2, 50.0, bandit_interval=4096)
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path)])
+    assert end.value.code == 2 and "more than once" in capsys.readouterr().err
 
 
 def test_the_interval_covers_the_point_and_repeats():

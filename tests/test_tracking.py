@@ -1,6 +1,9 @@
 """What tracking.py promises: the numbers of summary.json, one-line errors, folders of their own."""
 
+import json
 import math
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,9 +109,55 @@ def test_check_reads_intervals_as_mathematics_does(interval, value, accepted, ca
 
 def test_two_runs_started_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.time, "time", lambda: 1e9)
-    args = ppo_continuous_lrrl.Args(run_dir=str(tmp_path / "runs"), cuda=False)
-    folders = [tracking.Run(args, arms=None, device="cpu").folder for _ in range(3)]
-    assert len(set(folders)) == 3 and all((folder / "config.json").exists() for folder in folders)
+    folders = [new_run(tmp_path).folder for _ in range(3)]
+    assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
+
+
+def new_run(tmp_path, **options):
+    args = ppo_continuous_lrrl.Args(run_dir=str(tmp_path / "runs"), cuda=False, total_timesteps=1000, **options)
+    return tracking.Run(args, arms=None, device="cpu", rollouts_per_round=1)
+
+
+def test_a_run_dir_that_is_a_dangling_link_is_an_error_and_no_endless_loop(tmp_path, capsys):
+    (tmp_path / "runs").symlink_to(tmp_path / "no-such-disk" / "runs")
+    with pytest.raises(SystemExit) as end:
+        new_run(tmp_path)
+    assert end.value.code == 2 and "--run-dir" in capsys.readouterr().err
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    assert tracking.git_commit() is None or len(tracking.git_commit()) >= 40
+    monkeypatch.setenv("PATH", "")
+    assert tracking.git_commit() is None
+
+
+def test_steps_per_second_do_not_count_what_comes_after_training(tmp_path):
+    with new_run(tmp_path) as run:
+        run.progress(100, 1e-3)
+        run.progress(600, 1e-3)
+        trained = run.sps
+        time.sleep(0.2)
+        assert run.sps == trained > 0
+
+
+def test_a_figure_that_cannot_be_drawn_changes_neither_the_exit_code_nor_the_summary(tmp_path, monkeypatch, capsys):
+    def fail(folder):
+        raise MemoryError("no room to draw")
+
+    monkeypatch.setattr(tracking, "plot_curves", fail)
+    with pytest.raises(SystemExit) as end, new_run(tmp_path) as run:
+        raise FloatingPointError("learning rate 7 was too much")
+    error = capsys.readouterr().err
+    assert end.value.code == 3 and "no room to draw" in error and "learning rate 7" in error
+    assert json.loads((run.folder / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_an_interrupt_while_the_logs_are_opened_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.Run, "_start_wandb", lambda self: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end, new_run(tmp_path, track=True):
+        raise AssertionError("the block must not be entered")
+    (summary,) = tmp_path.glob("runs/*/summary.json")
+    assert end.value.code == 130 and json.loads(summary.read_text())["status"] == "interrupted"
 
 
 def test_csv_files_read_back_with_empty_fields_as_nan(tmp_path):
