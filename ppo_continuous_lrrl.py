@@ -93,9 +93,9 @@ class Args:
     bandit_interval: int = 2048
     """κ, the shortest round in timesteps; rounded up to whole rollouts (`rollouts_per_round` in config.json)"""
     bandit_step_size: float = 0.2
-    """α"""
+    """α, the step size of the weights"""
     bandit_decay: float = 0.9
-    """δ"""
+    """δ, the share of its weight that an arm keeps from round to round"""
     bandit_window: int = 5
     """j, the rounds that an improvement is measured against"""
     bandit_feedback: Literal["reward", "return"] = "reward"
@@ -234,7 +234,7 @@ def main(argv=None):
     check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
     check(args, "[2, inf)", "bandit_window")
     check(args, "(0, inf)", "clip_coef", "max_grad_norm", "bandit_step_size")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # what a float32 can hold
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
     batch_size = args.num_envs * args.num_steps

@@ -45,10 +45,11 @@ def read_runs(folder):
     for path in sorted(folder.glob("*/summary.json")):
         summary, config = (json.loads((path.parent / name).read_text()) for name in ("summary.json", "config.json"))
         if summary["status"] != "finished" or summary["final_return"] is None:
-            print(f"left out: {path.parent} ({summary['status']}, no episode or not to its end)", file=sys.stderr)
+            reason = "no episode has ended" if summary["status"] == "finished" else summary["status"]
+            print(f"left out: {path.parent} ({reason})", file=sys.stderr)
             continue
-        name = config["bandit"] if config["lr_control"] == "bandit" else config["lr_control"]
-        name += "" if config["lr_control"] == "bandit" else f" {config['learning_rate']:g}"
+        fixed = f"{config['lr_control']} {config['learning_rate']:g}"
+        name = config["bandit"] if config["lr_control"] == "bandit" else fixed
         run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
         groups.setdefault((config["env_id"], name), []).append(run)
     for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):

@@ -11,7 +11,6 @@ import termios
 import time
 from types import SimpleNamespace
 
-import gymnasium as gym
 import matplotlib.image
 import numpy as np
 import pytest
@@ -518,8 +517,3 @@ def test_it_learns_the_inverted_pendulum(start, tmp_path):
     runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
     returns = [run.episodes["episodic_return"][-10:].mean() for run in runs]
     assert sum(value > 900 for value in returns) >= 2, returns
-
-
-def test_gymnasium_still_makes_what_the_script_relies_on():
-    env = ppo.make_env(ppo.Args(env_id="HalfCheetah-v5"))
-    assert isinstance(env, gym.wrappers.RecordEpisodeStatistics) and env.spec.max_episode_steps == 1000
