@@ -36,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 PROGRESS_SECONDS = 5  # between updates of summary.json, and between progress lines where there is no terminal
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "tyro", "wandb", "tensorboard")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "tyro", "wandb", "tensorboard")
 
 
 def reject(message):
@@ -56,12 +56,14 @@ def reject_errors(option):
 
 
 def check(args, interval, *names):
-    """`reject` the first of the named arguments (or of their items) outside `interval`, written like "(0, 1]"."""
+    """`reject` the first of the named arguments (or of their items) outside `interval`, like "(0, 1]"; None passes."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name in names:
         values = getattr(args, name)
         for x in values if isinstance(values, tuple) else (values,):
-            if not (low < x < high or (x == low and interval[0] == "[") or (x == high and interval[-1] == "]")):
+            if x is not None and not (
+                low < x < high or (x == low and interval[0] == "[") or (x == high and interval[-1] == "]")
+            ):
                 reject(f"--{name.replace('_', '-')} {x}: must be in {interval}")
 
 
@@ -317,14 +319,17 @@ class Run:
     def progress(self, global_step, learning_rate):
         """Show how far the run is: a bar on a terminal, elsewhere a line every few seconds.
 
-        The first call starts the clock of the steps per second, so that set-up and compilation do not count.
+        The first call with a learning rate starts the clock of the steps per second, so that set-up, compilation and a
+        warm-up (None) do not count.
         """
         self.global_step, self.now = global_step, time.perf_counter()
-        self.clock = self.clock or (self.now, global_step)
+        if learning_rate is not None:
+            self.clock = self.clock or (self.now, global_step)
         if self.sps:
             self.log_scalars({"charts/SPS": self.sps}, global_step)
         latest = f"return {self.episodes[-1][1]:.1f}" if self.episodes else "no episode yet"
-        status = f"SPS {self.sps or '?'}, {latest}, learning rate {learning_rate:g}"
+        learning = "warming up" if learning_rate is None else f"learning rate {learning_rate:g}"
+        status = f"SPS {self.sps or '?'}, {latest}, {learning}"
         if self.bar:
             self.bar.set_postfix_str(status, refresh=False)
             self.bar.update(global_step - self.bar.n)
