@@ -61,7 +61,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """<Game>NoFrameskip-v4 has no sticky actions, ALE/<Game>-v5 repeats an action with probability 0.25"""
     preset: Literal["dopamine", "cleanrl"] = "dopamine"
-    """whose defaults the options take that have none of their own; see PRESETS"""
+    """whose hyper-parameters to use for the options whose default is None; an option that is given wins"""
     total_timesteps: int | None = None
     """timesteps of the run (4 frames each), summed over games"""
     num_envs: int = 1
@@ -87,7 +87,7 @@ class Args:
     exploration_steps: int | None = None
     """timesteps over which ε falls, after learning has started"""
     exploration_fraction: float | None = None
-    """instead: the share of total-timesteps over which ε falls, from the very start"""
+    """instead: the share of total-timesteps over which ε falls, from the very start, as in CleanRL"""
     learning_starts: int | None = None
     """timesteps before the first update"""
     train_frequency: int = 4
@@ -123,31 +123,18 @@ class Args:
     """a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended"""
 
 
-PRESETS = {
-    "dopamine": {  # google/dopamine, dqn.gin
-        "total_timesteps": 50_000_000,
-        "update_horizon": 1,
-        "target_network_frequency": 8000,
-        "learning_starts": 20_000,
-        "exploration_steps": 250_000,
-        "learning_rate": 6.25e-5,
-        "adam_eps": 1.5e-4,
-        "noop_max": 0,
-        "fire_reset": False,
-        "terminal_on_life_loss": False,
-    },
-    "cleanrl": {  # vwxyzjn/cleanrl, dqn_atari.py
-        "total_timesteps": 10_000_000,
-        "update_horizon": 1,
-        "target_network_frequency": 1000,
-        "learning_starts": 80_000,
-        "exploration_fraction": 0.1,
-        "learning_rate": 1e-4,
-        "adam_eps": 1e-8,
-        "noop_max": 30,
-        "fire_reset": True,
-        "terminal_on_life_loss": True,
-    },
+PRESETS = {  # those of google/dopamine's dqn.gin and of vwxyzjn/cleanrl's dqn_atari.py
+    "total_timesteps": {"dopamine": 50_000_000, "cleanrl": 10_000_000},
+    "update_horizon": {"dopamine": 1, "cleanrl": 1},
+    "target_network_frequency": {"dopamine": 8_000, "cleanrl": 1_000},
+    "learning_starts": {"dopamine": 20_000, "cleanrl": 80_000},
+    "exploration_steps": {"dopamine": 250_000, "cleanrl": None},
+    "exploration_fraction": {"dopamine": None, "cleanrl": 0.1},
+    "learning_rate": {"dopamine": 6.25e-5, "cleanrl": 1e-4},
+    "adam_eps": {"dopamine": 1.5e-4, "cleanrl": 1e-8},
+    "noop_max": {"dopamine": 0, "cleanrl": 30},
+    "fire_reset": {"dopamine": False, "cleanrl": True},
+    "terminal_on_life_loss": {"dopamine": False, "cleanrl": True},
 }
 
 
@@ -189,7 +176,7 @@ class QNetwork(nn.Module):
 
 
 def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
-    """The loss of one minibatch (Mnih et al., 2015) and, for the log, its Q-values; terminations have discount 0."""
+    """The loss of one minibatch (Mnih et al., 2015) and, for the log, its Q-values; see `sample`."""
     with torch.no_grad(), torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
         next_q_values = target_network.q_values(next_obs).float().max(1).values
     with torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
@@ -243,7 +230,10 @@ class ReplayBuffer:
         return np.where(self.age[envs, t % self.capacity][:, None] >= older, frames, len(self.frames) - 1)
 
     def sample(self, rng, batch_size):
-        """Uniform transitions as tensors for `td_loss`: n-step returns, cut at the end of a game (or of a life)."""
+        """Uniform transitions, as tensors: observations, actions, n-step returns, observations after them, discounts.
+
+        A return is cut at the end of a game (or life). Its discount is γ to the power of its steps, 0 at a termination.
+        """
         oldest = np.where(self.count > self.capacity, self.count - self.capacity + 3, 0)  # whose whole stack is there
         envs = rng.integers(len(self.count), size=batch_size)
         t = rng.integers(oldest[envs], self.count[envs] - self.n)
@@ -323,9 +313,9 @@ def main(argv=None):
         reject(f"--exploration-fraction {args.exploration_fraction}: must be left out beside --exploration-steps")
     if args.lr_control == "bandit" and args.learning_rate is not None:
         reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
-    for name, value in PRESETS[args.preset].items():
+    for name, values in PRESETS.items():
         if getattr(args, name) is None and not (exploration and name.startswith("exploration")):
-            setattr(args, name, value)
+            setattr(args, name, values[args.preset])
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, 1000]", "noop_max")
     check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
@@ -348,7 +338,8 @@ def main(argv=None):
 
     envs = make_envs(args, args.num_envs)
     has_fire = ale_py.Action.FIRE in envs.ale.get_action_set()
-    q_network, target_network = (QNetwork(int(envs.single_action_space.n)) for _ in range(2))
+    num_actions = int(envs.single_action_space.n)
+    q_network, target_network = (QNetwork(num_actions) for _ in range(2))
     target_network.load_state_dict(q_network.state_dict())
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions

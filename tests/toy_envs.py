@@ -75,3 +75,38 @@ class OddSpaces(Toy):
 
 for entry_point in (StepCounter, TwoEnds, Breaks, OddSpaces):
     gym.register(f"{entry_point.__name__}-v0", entry_point, order_enforce=False)
+
+
+class TinyGame:
+    """Stands in for an Atari game, with the face of ale_py's vector environment.
+
+    Every step has reward 1 (or those of `rewards`, in turn). A game takes three steps and ends in a termination or,
+    with `truncates`, in a truncation. The brightness of a frame counts the steps.
+    """
+
+    def __init__(self, num_envs=1, truncates=False, rewards=(1,), length=3):
+        self.num_envs, self.truncates, self.rewards, self.length = num_envs, truncates, rewards, length
+        self.single_action_space = gym.spaces.Discrete(2)
+        self.ale = self
+        self.t = np.zeros(num_envs, int)
+        self.total = 0
+
+    def get_action_set(self):
+        return [0, 2]  # no FIRE
+
+    def observe(self):
+        ages = np.arange(3, -1, -1)
+        brightness = np.where(self.t[:, None] >= ages, 60 * (self.t[:, None] - ages + 1), 0).astype(np.uint8)
+        return np.broadcast_to(brightness[..., None, None], (self.num_envs, 4, 84, 84)).copy()
+
+    def reset(self, seed=None, options=None):
+        self.t[(options or {}).get("reset_mask", slice(None))] = 0
+        return self.observe(), {"lives": np.ones(self.num_envs, int)}
+
+    def step(self, actions):
+        self.t += 1
+        rewards = np.full(self.num_envs, self.rewards[self.total % len(self.rewards)], np.int32)
+        self.total += 1
+        over, no = self.t >= self.length, np.zeros(self.num_envs, bool)
+        ends = (no, over) if self.truncates else (over, no)
+        return self.observe(), rewards, *ends, {"lives": np.ones(self.num_envs, int)}

@@ -1,0 +1,506 @@
+"""IQN on Atari, its learning rate chosen by a multi-armed bandit while it trains (LRRL).
+
+    python iqn_atari_lrrl.py --env-id BreakoutNoFrameskip-v4 --seed 1
+
+LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: A Bandit Approach", arXiv 2410.12598.
+IQN: Dabney et al., "Implicit Quantile Networks for Distributional Reinforcement Learning", arXiv 1806.06923.
+"""
+
+import difflib
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import ale_py
+import gymnasium as gym
+import imageio_ffmpeg
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.utils.save_video import capped_cubic_video_schedule
+from torch import nn
+
+from bandits import make_bandit
+from tracking import Run, check, parse_args, reject, reject_errors
+
+gym.register_envs(ale_py)
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of every random generator"""
+    torch_deterministic: bool = True
+    """whether cuDNN is held to deterministic algorithms"""
+    cuda: bool = True
+    """whether to use a GPU if there is one"""
+    compile: bool = False
+    """whether to compile the loss with torch.compile; on a GPU the whole update is one CUDA graph then"""
+    amp: bool = False
+    """whether networks run in bfloat16 (their parameters, the targets and the loss stay float32)"""
+    track: bool = False
+    """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
+    wandb_project_name: str = "lrrl"
+    """the project in Weights & Biases"""
+    wandb_entity: str | None = None
+    """the entity (team) in Weights & Biases"""
+    capture_video: bool = False
+    """whether to record videos of the first game into the run folder"""
+    save_model: bool = False
+    """whether to save the trained Q-network into the run folder"""
+    eval_episodes: int = 0
+    """games to evaluate the trained agent on, with an ε of eval-e"""
+    run_dir: str = "runs"
+    """parent of the run folders"""
+
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """<Game>NoFrameskip-v4 has no sticky actions, ALE/<Game>-v5 repeats an action with probability 0.25"""
+    preset: Literal["dopamine", "cleanrl"] = "dopamine"
+    """whose hyper-parameters to use for the options whose default is None; an option that is given wins"""
+    total_timesteps: int | None = None
+    """timesteps of the run (4 frames each), summed over games"""
+    num_envs: int = 1
+    """games played side by side; the updates per timestep stay the same"""
+    buffer_size: int = 1_000_000
+    """capacity of the replay, in timesteps"""
+    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the replay's frames are; auto: with the network if they fit there"""
+    gamma: float = 0.99
+    """discount factor"""
+    update_horizon: int | None = None
+    """n of the n-step returns"""
+    target_network_frequency: int | None = None
+    """timesteps between copies to the target network"""
+    batch_size: int = 32
+    """transitions of a minibatch"""
+    start_e: float = 1.0
+    """ε, the probability of a random action, before it falls"""
+    end_e: float = 0.01
+    """ε after it has fallen"""
+    eval_e: float = 0.001
+    """ε in the evaluation"""
+    exploration_steps: int | None = None
+    """timesteps over which ε falls, after learning has started"""
+    exploration_fraction: float | None = None
+    """instead: the share of total-timesteps over which ε falls, from the very start, as in CleanRL"""
+    learning_starts: int | None = None
+    """timesteps before the first update"""
+    train_frequency: int = 4
+    """timesteps between updates"""
+    num_tau_samples: int = 64
+    """quantiles of the online network in the loss"""
+    num_tau_prime_samples: int = 64
+    """quantiles of the target network in the loss"""
+    num_quantile_samples: int = 32
+    """quantiles whose mean is a Q-value, wherever an action is chosen"""
+    kappa: float = 1.0
+    """κ of the Huber loss, where it turns from quadratic to linear"""
+    adam_eps: float | None = None
+    """the ε of Adam"""
+    noop_max: int | None = None
+    """a game starts with fewer than this many random no-ops (0: none)"""
+    fire_reset: bool | None = None
+    """whether FIRE is pressed at the start of a game and of a life, where the game has it"""
+    terminal_on_life_loss: bool | None = None
+    """whether a lost life ends the return that the agent learns from (the game goes on)"""
+
+    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
+    """what sets the learning rate: a bandit, nothing, or a linear decay to 0 over the run"""
+    learning_rate: float | None = None
+    """the rate of every control but the bandit (the first one of a decay)"""
+    learning_rates: tuple[float, ...] = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
+    """the bandit's arms"""
+    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
+    bandit_interval: int = 2000
+    """κ, the shortest round in timesteps"""
+    bandit_step_size: float = 0.2
+    """α, the step size of the weights"""
+    bandit_decay: float = 0.9
+    """δ, the share of its weight that an arm keeps from round to round"""
+    bandit_window: int = 5
+    """j, the rounds that an improvement is measured against"""
+    bandit_feedback: Literal["reward", "raw-reward", "return"] = "reward"
+    """a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended"""
+
+
+PRESETS = {  # those of google/dopamine's implicit_quantile.gin; CleanRL has no IQN: those of its dqn_atari.py
+    "total_timesteps": {"dopamine": 50_000_000, "cleanrl": 10_000_000},
+    "update_horizon": {"dopamine": 3, "cleanrl": 3},
+    "target_network_frequency": {"dopamine": 8_000, "cleanrl": 1_000},
+    "learning_starts": {"dopamine": 20_000, "cleanrl": 80_000},
+    "exploration_steps": {"dopamine": 250_000, "cleanrl": None},
+    "exploration_fraction": {"dopamine": None, "cleanrl": 0.1},
+    "learning_rate": {"dopamine": 5e-5, "cleanrl": 1e-4},
+    "adam_eps": {"dopamine": 3.125e-4, "cleanrl": 1e-8},
+    "noop_max": {"dopamine": 0, "cleanrl": 30},
+    "fire_reset": {"dopamine": False, "cleanrl": True},
+    "terminal_on_life_loss": {"dopamine": False, "cleanrl": True},
+}
+
+
+def make_envs(args, num_envs, **options):
+    """Atari games with the usual preprocessing, in C++: frames of 84 × 84 grey levels, 4 of them stacked, 4 skipped."""
+    specs = {name: spec for name, spec in gym.registry.items() if spec.entry_point == "ale_py.env:AtariEnv"}
+    games = [name for name, spec in specs.items() if spec.kwargs["frameskip"] in (1, 4)]
+    if args.env_id not in games:
+        nearest = difflib.get_close_matches(args.env_id, games, n=1, cutoff=0)[0]
+        reject(
+            f"--env-id {args.env_id}: must be an Atari game, <Game>NoFrameskip-v4 or ALE/<Game>-v5; nearest: {nearest}"
+        )
+    spec = specs[args.env_id].kwargs
+    names = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
+    options = {"noop_max": args.noop_max, "use_fire_reset": args.fire_reset, "reward_clipping": False} | options
+    return AtariVectorEnv(num_envs=num_envs, **{name: spec[name] for name in names}, **options)
+
+
+class QNetwork(nn.Module):
+    """Dabney et al. (2018), eq. 4. Observations are (batch, 4, 84, 84) grey levels, 0 to 255."""
+
+    def __init__(self, num_actions, num_quantile_samples):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(4, 32, 8, stride=4),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, stride=1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+        )
+        self.embedding = nn.Sequential(nn.Linear(64, 3136), nn.ReLU(inplace=True))
+        self.head = nn.Sequential(nn.Linear(3136, 512), nn.ReLU(inplace=True), nn.Linear(512, num_actions))
+        self.num_actions, self.num_quantile_samples = num_actions, num_quantile_samples
+
+    def quantile_values(self, obs, num_taus):
+        """Returns at random quantiles τ: values (batch, num_taus, num_actions) and τ (batch, num_taus)."""
+        # channels last, as the weights are: the convolutions are faster then
+        features = self.features(obs.contiguous(memory_format=torch.channels_last) / 255)
+        taus = torch.rand(len(obs), num_taus, device=obs.device)
+        cosines = torch.cos(math.pi * taus[..., None] * torch.arange(1, 65, device=obs.device))  # Dopamine's 1 to 64
+        return self.head(features[:, None] * self.embedding(cosines)).float(), taus
+
+    def q_values(self, obs):
+        return self.quantile_values(obs, self.num_quantile_samples)[0].mean(1)
+
+
+def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
+    """The loss of one minibatch (Dabney et al., 2018, eq. 3) and, for the log, its Q-values; see `sample`."""
+    batch = torch.arange(len(obs), device=obs.device)
+    with torch.no_grad(), torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
+        next_actions = target_network.q_values(next_obs).argmax(1)
+        next_values = target_network.quantile_values(next_obs, args.num_tau_prime_samples)[0][batch, :, next_actions]
+    with torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
+        values, taus = q_network.quantile_values(obs, args.num_tau_samples)
+    values = values[batch, :, actions]
+    targets = rewards[:, None] + discounts[:, None] * next_values
+    # (batch, τ, τ'): the sum over τ, the mean over τ' and the batch
+    values, targets = torch.broadcast_tensors(values[:, :, None], targets[:, None, :])
+    huber = F.huber_loss(values, targets, reduction="none", delta=args.kappa) / args.kappa
+    loss = ((taus[:, :, None] - (targets < values).float()).abs() * huber).sum(1).mean()
+    return loss, values.detach()
+
+
+class ReplayBuffer:
+    """A ring for each game, of single frames: stacks of 4 are put together when they are drawn.
+
+    A slot holds the newest frame of an observation and what came of it. Frames may be on a GPU; all else is small and
+    stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
+    """
+
+    def __init__(self, args, frames_device, device):
+        self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
+        self.capacity = args.buffer_size // args.num_envs
+        self.frames = torch.empty((args.num_envs * self.capacity + 1, 84, 84), dtype=torch.uint8, device=frames_device)
+        self.frames[-1] = 0  # the black frame that stands for those before the start of a game
+        shape = (args.num_envs, self.capacity)
+        self.age = np.zeros(shape, np.uint8)  # how many frames of the stack, up to 3, are older ones of the same game
+        self.actions = np.zeros(shape, np.uint8)
+        self.rewards = np.zeros(shape, np.float32)
+        self.terminations, self.truncations, self.final = (np.zeros(shape, bool) for _ in range(3))
+        self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
+
+    @staticmethod
+    def bytes_needed(timesteps):
+        return timesteps * (84 * 84 + 9)
+
+    def add(self, envs, frames, steps, actions=0, rewards=0.0, terminations=False, truncations=False, final=False):
+        """Write a slot for each of `envs` (indices): (k, 84, 84) frames, `steps` into the game, and what followed.
+
+        After a truncation the `final` observation has to follow as a slot of its own, to bootstrap from.
+        """
+        slots = self.count[envs] % self.capacity
+        indices = torch.from_numpy(envs * self.capacity + slots).to(self.frames.device)
+        self.frames[indices] = torch.from_numpy(frames).to(self.frames.device)
+        self.age[envs, slots] = np.minimum(steps, 3)
+        self.actions[envs, slots], self.rewards[envs, slots] = actions, rewards
+        self.terminations[envs, slots], self.truncations[envs, slots] = terminations, truncations
+        self.final[envs, slots] = final
+        self.count[envs] += 1
+
+    def stack(self, envs, t):
+        """Where the 4 frames of the `t`-th observation of `envs` are, (k, 4); t counts as `self.count` does."""
+        older = np.array([3, 2, 1, 0])
+        frames = envs[:, None] * self.capacity + (t[:, None] - older) % self.capacity
+        return np.where(self.age[envs, t % self.capacity][:, None] >= older, frames, len(self.frames) - 1)
+
+    def sample(self, rng, batch_size):
+        """Uniform transitions, as tensors: observations, actions, n-step returns, observations after them, discounts.
+
+        A return is cut at the end of a game (or life). Its discount is γ to the power of its steps, 0 at a termination.
+        """
+        oldest = np.where(self.count > self.capacity, self.count - self.capacity + 3, 0)  # whose whole stack is there
+        envs = rng.integers(len(self.count), size=batch_size)
+        t = rng.integers(oldest[envs], self.count[envs] - self.n)
+        while (final := self.final[envs, t % self.capacity]).any():  # nothing follows a final observation
+            t[final] = rng.integers(oldest[envs[final]], self.count[envs[final]] - self.n)
+
+        window = envs[:, None], (t[:, None] + np.arange(self.n)) % self.capacity
+        ends = self.terminations[window] | self.truncations[window]
+        reached = np.cumsum(ends, axis=1) - ends == 0  # (batch, n): no end came before this step
+        steps = reached.sum(1)
+        rewards = (self.rewards[window] * reached * self.gamma ** np.arange(self.n)).sum(1)
+        discounts = self.gamma**steps * ~(self.terminations[window] & reached).any(1)
+
+        indices = torch.from_numpy(np.concatenate([self.stack(envs, t), self.stack(envs, t + steps)]).ravel())
+        frames = self.frames.index_select(0, indices.to(self.frames.device)).view(2, batch_size, 4, 84, 84)
+        obs, next_obs = frames.to(self.device, non_blocking=True)
+        others = (self.actions[envs, t % self.capacity].astype(np.int64), *np.float32([rewards, discounts]))
+        actions, rewards, discounts = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in others)
+        return obs, actions, rewards, next_obs, discounts
+
+
+def get_epsilon(args, global_step):
+    """ε falls linearly: from the start as in CleanRL, or once learning has started as in Dopamine."""
+    if args.exploration_fraction is not None:
+        progress = global_step / (args.exploration_fraction * args.total_timesteps)
+    else:
+        progress = (global_step - args.learning_starts) / args.exploration_steps
+    return args.start_e + (args.end_e - args.start_e) * min(max(progress, 0), 1)
+
+
+def act(q_network, args, obs, epsilon, rng):
+    """ε-greedy actions for observations, (k, 4, 84, 84) uint8, as an array."""
+    explore = rng.random(len(obs)) < epsilon
+    actions = rng.integers(q_network.num_actions, size=len(obs))
+    if not explore.all():
+        device = next(q_network.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            greedy = q_network.q_values(torch.from_numpy(obs).to(device)).argmax(1)
+        actions = np.where(explore, actions, greedy.cpu().numpy())
+    return actions
+
+
+def evaluate(q_network, args):
+    """Raw returns of `args.eval_episodes` games."""
+    rng = np.random.default_rng(args.seed)
+    envs = make_envs(args, 1)
+    obs, _ = envs.reset(seed=args.seed)
+    returns = [0.0]
+    while len(returns) <= args.eval_episodes:
+        obs, rewards, terminations, truncations, _ = envs.step(act(q_network, args, obs, args.eval_e, rng))
+        returns[-1] += float(rewards[0])
+        if terminations[0] or truncations[0]:
+            returns.append(0.0)
+            obs, _ = envs.reset()
+    return returns[:-1]
+
+
+def record_game(args, path, seed, *actions):
+    """Play a game again, from its seed and actions, for a video: what the agent itself sees is small and grey."""
+    if not actions:
+        return
+    envs = make_envs(args, 1, grayscale=False, stack_num=1, img_height=210, img_width=160)
+    path.parent.mkdir(exist_ok=True)
+    video = imageio_ffmpeg.write_frames(str(path), (160, 210), fps=15, macro_block_size=2)
+    video.send(None)
+    obs, _ = envs.reset(seed=np.array([seed]))
+    for action in actions:
+        video.send(obs[0, 0].tobytes())
+        obs, *_ = envs.step(np.array([action]))
+    video.close()
+
+
+def main(argv=None):
+    args = parse_args(Args, argv)
+    exploration = [name for name in ("exploration_steps", "exploration_fraction") if getattr(args, name) is not None]
+    if len(exploration) == 2:
+        reject(f"--exploration-fraction {args.exploration_fraction}: must be left out beside --exploration-steps")
+    if args.lr_control == "bandit" and args.learning_rate is not None:
+        reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
+    for name, values in PRESETS.items():
+        if getattr(args, name) is None and not (exploration and name.startswith("exploration")):
+            setattr(args, name, values[args.preset])
+    check(args, "[0, 4294967295]", "seed", "eval_episodes")
+    check(args, "[0, 1000]", "noop_max")
+    check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
+    check(args, "[1, inf)", "exploration_steps", "total_timesteps")
+    check(args, "[2, inf)", "bandit_window")
+    check(args, "[1, inf)", "num_tau_samples", "num_tau_prime_samples", "num_quantile_samples")
+    check(args, "(0, inf)", "adam_eps", "bandit_step_size", "kappa")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
+    check(args, "[0, 1]", "gamma", "start_e", "end_e", "eval_e")
+    check(args, "(0, 1]", "bandit_decay", "exploration_fraction")
+    check(args, f"[{args.train_frequency}, inf)", "bandit_interval")
+    check(args, f"[{max(args.batch_size, args.num_envs * (args.update_horizon + 8))}, inf)", "buffer_size")
+    args.total_timesteps -= args.total_timesteps % args.num_envs
+    check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
+
+    # SET UP
+    torch.manual_seed(args.seed)  # for the initial weights; all that is random later comes from `rng` or the bandit
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    rng = np.random.default_rng(args.seed)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+    envs = make_envs(args, args.num_envs)
+    has_fire = ale_py.Action.FIRE in envs.ale.get_action_set()
+    num_actions = int(envs.single_action_space.n)
+    q_network, target_network = (QNetwork(num_actions, args.num_quantile_samples) for _ in range(2))
+    target_network.load_state_dict(q_network.state_dict())
+    for network in (q_network, target_network):
+        network.to(device, memory_format=torch.channels_last)  # faster convolutions
+    # As a tensor, the rate can change in place: the optimizer keeps its moments, a captured step is not captured again.
+    learning_rate = torch.tensor(args.learning_rate, device=device)
+    on_gpu = device.type == "cuda"
+    adam = {"lr": learning_rate, "eps": args.adam_eps, "fused": True, "capturable": on_gpu}
+    optimizer = torch.optim.Adam(q_network.parameters(), **adam)
+    bandit = scheduler = None
+    global_step = 0
+    if args.lr_control == "bandit":
+        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+        with reject_errors("--learning-rates"):
+            bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
+    elif args.lr_control == "linear":
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps)
+
+    replay_device = device
+    if on_gpu and args.buffer_device != "cuda":
+        fits = ReplayBuffer.bytes_needed(args.buffer_size) + 2**31 < torch.cuda.mem_get_info()[0]  # 2 GiB for the rest
+        replay_device = device if fits and args.buffer_device == "auto" else torch.device("cpu")
+    needed = ReplayBuffer.bytes_needed(min(args.buffer_size, args.total_timesteps))
+    available = torch.cuda.mem_get_info()[0] if replay_device.type == "cuda" else psutil.virtual_memory().available
+    if needed > available:
+        sizes = f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
+        reject(f"--buffer-size {args.buffer_size}: must be less, this run's replay needs {sizes}")
+    replay = ReplayBuffer(args, replay_device, device)
+
+    loss_function = torch.compile(td_loss) if args.compile else td_loss
+
+    def update(*minibatch):
+        loss, q_values = loss_function(q_network, target_network, args, *minibatch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), q_values.mean()
+
+    if args.compile and on_gpu:
+        from tensordict.nn import CudaGraphModule
+
+        update = CudaGraphModule(update)
+
+    def get_rate():
+        return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
+
+    with Run(args, bandit and bandit.arms, device, buffer_device=str(replay.frames.device)) as run:
+        seeds = rng.integers(2**31, size=args.num_envs)
+        obs, info = envs.reset(seed=seeds)
+        games = np.arange(args.num_envs)
+        episode_returns, episode_steps = np.zeros(args.num_envs), np.zeros(args.num_envs, np.int64)
+        lives, life_lost = info["lives"], np.zeros(args.num_envs, bool)
+        game, recording = 1, [seeds[0]] if args.capture_video else []  # the first environment's; its seed, its actions
+        run.on_exit.callback(
+            lambda: recording and record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
+        )
+        round_steps, round_reward, round_returns = 0, 0.0, []
+        losses = None  # of the latest update
+
+        for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
+            previous_step = global_step - args.num_envs
+
+            # ACT
+            actions = act(q_network, args, obs, get_epsilon(args, global_step), rng)
+            if args.fire_reset and has_fire:
+                actions[life_lost] = 1
+            next_obs, rewards, terminations, truncations, info = envs.step(actions)
+            clipped_rewards = rewards.clip(-1, 1)
+            life_lost, lives = info["lives"] < lives, info["lives"]
+            done = terminations | truncations
+
+            # STORE
+            ends = terminations | life_lost if args.terminal_on_life_loss else terminations
+            replay.add(games, obs[:, -1], episode_steps, actions, clipped_rewards, ends, truncations)
+            episode_steps += 1
+            if truncations.any():
+                replay.add(games[truncations], next_obs[truncations, -1], episode_steps[truncations], final=True)
+            episode_returns += rewards
+            ended_returns = episode_returns[done].tolist()
+            for episodic_return, episodic_length in zip(ended_returns, episode_steps[done].tolist()):
+                run.log_episode(global_step, episodic_return, episodic_length)
+            if recording:
+                recording.append(actions[0])
+            if done.any():
+                seeds = np.full(done.sum(), -1)  # the games' own generators go on: a new seed would take 0.15 s
+                if done[0] and args.capture_video:
+                    if recording:
+                        record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
+                    game, recording = game + 1, []
+                    if capped_cubic_video_schedule(game - 1):
+                        seeds[0] = rng.integers(2**31)
+                        recording = [seeds[0]]
+                next_obs, info = envs.reset(seed=seeds, options={"reset_mask": done})
+                lives, life_lost[done] = info["lives"], False
+                episode_returns[done], episode_steps[done] = 0, 0
+            obs = next_obs
+
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rate, so the first round opens
+            # with the first update. Before an update, a round that is full is closed, and the next arm drawn.
+            if losses is not None:
+                round_steps += args.num_envs
+                round_reward += (rewards if args.bandit_feedback == "raw-reward" else clipped_rewards).sum()
+                round_returns += ended_returns
+            num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
+            if global_step <= args.learning_starts:
+                num_updates = 0
+            if num_updates:
+                if round_steps >= args.bandit_interval and (round_returns or args.bandit_feedback != "return"):
+                    performance = float(round_reward / round_steps)
+                    if args.bandit_feedback == "return":
+                        performance = sum(round_returns) / len(round_returns)
+                    credit = (bandit.arm, bandit.probabilities, bandit.update(performance)) if bandit else ()
+                    run.log_round(global_step, get_rate(), performance, *credit)
+                    round_steps, round_reward, round_returns = 0, 0.0, []
+                if bandit and round_steps == 0:
+                    bandit.pull()
+                    learning_rate.fill_(bandit.learning_rate)
+                elif scheduler:
+                    scheduler.step()
+
+            # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
+            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+                if losses is not None:
+                    loss, q_value = (x.item() for x in losses)
+                    scalars = {"losses/td_loss": loss, "losses/q_values": q_value}
+                    run.log_scalars(scalars | {"charts/epsilon": get_epsilon(args, global_step)}, global_step)
+                    if not math.isfinite(loss):
+                        raise FloatingPointError(f"learning rate {get_rate():g} has led to a loss that is not finite")
+                run.progress(global_step, get_rate() if losses is not None else None)
+
+            # LEARN
+            for _ in range(num_updates):
+                losses = update(*replay.sample(rng, args.batch_size))
+            if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
+                target_network.load_state_dict(q_network.state_dict())
+
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(q_network, args)
+        if args.save_model:
+            torch.save({"q_network": q_network.state_dict()}, run.folder / "model.pt")
+
+
+if __name__ == "__main__":
+    main()
