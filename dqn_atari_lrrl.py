@@ -456,8 +456,6 @@ def main(argv=None):
                 if bandit and round_steps == 0:
                     bandit.pull()
                     learning_rate.fill_(bandit.learning_rate)
-                elif scheduler:
-                    scheduler.step()
 
             # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
             if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
@@ -472,6 +470,8 @@ def main(argv=None):
             # LEARN
             for _ in range(num_updates):
                 losses = update(*replay.sample(rng, args.batch_size))
+            if scheduler and num_updates:
+                scheduler.step()
             if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
                 target_network.load_state_dict(q_network.state_dict())
 
