@@ -75,6 +75,11 @@ def interquartile_mean(values):
     return mean[""][0], *interval[""][:, 0]
 
 
+def show(x):
+    """At least three digits of a return."""
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
 def make_table(runs):
     """A Markdown table of final returns and areas under the curve."""
     lines = ["| task | variant | seeds | final return: IQM [95 %] | of each seed | AUC: IQM [95 %] |", "|-|-|-|-|-|-|"]
@@ -83,9 +88,9 @@ def make_table(runs):
         for measure in ("final_return", "auc"):
             values = [run["summary"][measure] for run in group]
             point, low, high = interquartile_mean(values)
-            cells.append(f"{point:,.0f} [{low:,.0f}, {high:,.0f}]")
+            cells.append(f"{show(point)} [{show(low)}, {show(high)}]")
             if measure == "final_return":
-                cells.append(", ".join(f"{value:,.0f}" for value in values))
+                cells.append(", ".join(show(value) for value in values))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
