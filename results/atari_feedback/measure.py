@@ -10,7 +10,18 @@ import numpy as np
 from bandits import LRRL
 from dqn_atari_lrrl import Args, make_envs
 
-GAMES = "Pong Breakout Freeway Seaquest SpaceInvaders MsPacman Qbert BeamRider Atlantis VideoPinball".split()
+GAMES = [
+    "Pong",
+    "Breakout",
+    "Freeway",
+    "Seaquest",
+    "SpaceInvaders",
+    "MsPacman",
+    "Qbert",
+    "BeamRider",
+    "Atlantis",
+    "VideoPinball",
+]
 
 print("| game | f, clipped | f, raw | deviation of f', clipped | raw | largest probability, clipped | raw |")
 print("|-|-|-|-|-|-|-|")
