@@ -377,11 +377,34 @@ def test_a_real_game_leaves_whole_unclipped_games_and_finite_losses(train, monke
     assert epsilons[0] > epsilons[1] > epsilons[-1] == pytest.approx(0.01)
 
 
-def test_a_game_ends_at_the_frame_limit_of_its_id(train):
+def test_a_game_ends_at_the_frame_limit_of_its_id_and_its_last_step_bootstraps(train, monkeypatch):
     limits = {"game": "pong", "repeat_action_probability": 0.0, "full_action_space": False, "frameskip": 4}
-    gym.register("ShortPong-v0", "ale_py.env:AtariEnv", kwargs=limits | {"max_num_frames_per_episode": 400})
+    gym.register("ShortPong-v0", "ale_py.env:AtariEnv", kwargs=limits | {"max_num_frames_per_episode": 80})
+    steps, learnt = set(), []
+
+    class Spy(dqn.AtariVectorEnv):
+        def reset(self, **options):
+            self.obs, info = super().reset(**options)
+            return self.obs, info
+
+        def step(self, actions):
+            obs, *others = super().step(actions)
+            steps.add((self.obs.tobytes(), obs.tobytes()))
+            self.obs = obs
+            return obs, *others
+
+    def sample(self, rng, batch_size, sample=dqn.ReplayBuffer.sample):
+        learnt.append(batch := sample(self, rng, batch_size))
+        return batch
+
+    monkeypatch.setattr(dqn, "AtariVectorEnv", Spy)
+    monkeypatch.setattr(dqn.ReplayBuffer, "sample", sample)
     run = train(dqn.main, f"--env-id ShortPong-v0 {SMALL} --total-timesteps 330")
-    assert run.episodes["episodic_length"].tolist() == [100, 100, 100]
+    assert run.episodes["episodic_length"].tolist() == [20] * 16
+    for obs, _, _, next_obs, discounts in learnt:
+        assert (discounts > 0).all()
+        for before, after in zip(obs, next_obs):
+            assert (before.numpy().tobytes(), after.numpy().tobytes()) in steps
 
 
 def test_videos_show_the_games_again_and_the_saved_model_plays(train, monkeypatch):
