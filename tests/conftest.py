@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tracking import read_csv
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
 
 
 class RunFolder:
