@@ -72,7 +72,7 @@ class Args:
     """where the replay's frames are; auto: with the network if they fit there"""
     gamma: float = 0.99
     """discount factor"""
-    update_horizon: int | None = None
+    update_horizon: int = 3
     """n of the n-step returns"""
     target_network_frequency: int | None = None
     """timesteps between copies to the target network"""
@@ -131,7 +131,6 @@ class Args:
 
 PRESETS = {  # those of google/dopamine's implicit_quantile.gin; CleanRL has no IQN: those of its dqn_atari.py
     "total_timesteps": {"dopamine": 50_000_000, "cleanrl": 10_000_000},
-    "update_horizon": {"dopamine": 3, "cleanrl": 3},
     "target_network_frequency": {"dopamine": 8_000, "cleanrl": 1_000},
     "learning_starts": {"dopamine": 20_000, "cleanrl": 80_000},
     "exploration_steps": {"dopamine": 250_000, "cleanrl": None},

@@ -87,5 +87,5 @@ def test_quantiles_learn_a_distribution():
 def test_it_has_dopamines_defaults(train, monkeypatch):
     assert (iqn.Args.num_tau_samples, iqn.Args.num_tau_prime_samples, iqn.Args.num_quantile_samples) == (64, 64, 32)
     dopamine = {name: values["dopamine"] for name, values in iqn.PRESETS.items()}
-    assert (dopamine["update_horizon"], dopamine["learning_rate"], dopamine["adam_eps"]) == (3, 5e-5, 3.125e-4)
+    assert (iqn.Args.update_horizon, dopamine["learning_rate"], dopamine["adam_eps"]) == (3, 5e-5, 3.125e-4)
     assert iqn.Args.kappa == 1.0
