@@ -24,7 +24,7 @@ from gymnasium.utils.save_video import capped_cubic_video_schedule
 from torch import nn
 
 from bandits import make_bandit
-from tracking import Run, check, parse_args, reject, reject_errors
+from tracking import Run, check, given_options, parse_args, reject, reject_errors
 
 gym.register_envs(ale_py)
 
@@ -61,8 +61,8 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """<Game>NoFrameskip-v4 has no sticky actions, ALE/<Game>-v5 repeats an action with probability 0.25"""
     preset: Literal["dopamine", "cleanrl"] = "dopamine"
-    """whose hyper-parameters to use for the options whose default is None; an option that is given wins"""
-    total_timesteps: int | None = None
+    """whose defaults to use: those shown here, or those of CleanRL's dqn_atari.py; an option that is given wins"""
+    total_timesteps: int = 50_000_000
     """timesteps of the run (4 frames each), summed over games"""
     num_envs: int = 1
     """games played side by side; the updates per timestep stay the same"""
@@ -74,7 +74,7 @@ class Args:
     """discount factor"""
     update_horizon: int = 3
     """n of the n-step returns"""
-    target_network_frequency: int | None = None
+    target_network_frequency: int = 8_000
     """timesteps between copies to the target network"""
     batch_size: int = 32
     """transitions of a minibatch"""
@@ -84,11 +84,11 @@ class Args:
     """ε after it has fallen"""
     eval_e: float = 0.001
     """ε in the evaluation"""
-    exploration_steps: int | None = None
+    exploration_steps: int = 250_000
     """timesteps over which ε falls, after learning has started"""
     exploration_fraction: float | None = None
     """instead: the share of total-timesteps over which ε falls, from the very start, as in CleanRL"""
-    learning_starts: int | None = None
+    learning_starts: int = 20_000
     """timesteps before the first update"""
     train_frequency: int = 4
     """timesteps between updates"""
@@ -100,18 +100,18 @@ class Args:
     """quantiles whose mean is a Q-value, wherever an action is chosen"""
     kappa: float = 1.0
     """κ of the Huber loss, where it turns from quadratic to linear"""
-    adam_eps: float | None = None
+    adam_eps: float = 3.125e-4
     """the ε of Adam"""
-    noop_max: int | None = None
+    noop_max: int = 0
     """a game starts with fewer than this many random no-ops (0: none)"""
-    fire_reset: bool | None = None
+    fire_reset: bool = False
     """whether FIRE is pressed at the start of a game and of a life, where the game has it"""
-    terminal_on_life_loss: bool | None = None
+    terminal_on_life_loss: bool = False
     """whether a lost life ends the return that the agent learns from (the game goes on)"""
 
     lr_control: Literal["bandit", "constant", "linear"] = "bandit"
     """what sets the learning rate: a bandit, nothing, or a linear decay to 0 over the run"""
-    learning_rate: float | None = None
+    learning_rate: float = 5e-5
     """the rate of every control but the bandit (the first one of a decay)"""
     learning_rates: tuple[float, ...] = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
     """the bandit's arms"""
@@ -129,17 +129,16 @@ class Args:
     """a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended"""
 
 
-PRESETS = {  # those of google/dopamine's implicit_quantile.gin; CleanRL has no IQN: those of its dqn_atari.py
-    "total_timesteps": {"dopamine": 50_000_000, "cleanrl": 10_000_000},
-    "target_network_frequency": {"dopamine": 8_000, "cleanrl": 1_000},
-    "learning_starts": {"dopamine": 20_000, "cleanrl": 80_000},
-    "exploration_steps": {"dopamine": 250_000, "cleanrl": None},
-    "exploration_fraction": {"dopamine": None, "cleanrl": 0.1},
-    "learning_rate": {"dopamine": 5e-5, "cleanrl": 1e-4},
-    "adam_eps": {"dopamine": 3.125e-4, "cleanrl": 1e-8},
-    "noop_max": {"dopamine": 0, "cleanrl": 30},
-    "fire_reset": {"dopamine": False, "cleanrl": True},
-    "terminal_on_life_loss": {"dopamine": False, "cleanrl": True},
+CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's implicit_quantile.gin
+    "total_timesteps": 10_000_000,
+    "target_network_frequency": 1_000,
+    "learning_starts": 80_000,
+    "exploration_fraction": 0.1,
+    "learning_rate": 1e-4,
+    "adam_eps": 1e-8,
+    "noop_max": 30,
+    "fire_reset": True,
+    "terminal_on_life_loss": True,
 }
 
 
@@ -326,15 +325,13 @@ def record_game(args, path, seed, *actions):
 
 
 def main(argv=None):
-    args = parse_args(Args, argv)
-    exploration = [name for name in ("exploration_steps", "exploration_fraction") if getattr(args, name) is not None]
-    if len(exploration) == 2:
-        reject(f"--exploration-fraction {args.exploration_fraction}: must be left out beside --exploration-steps")
-    if args.lr_control == "bandit" and args.learning_rate is not None:
-        reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
-    for name, values in PRESETS.items():
-        if getattr(args, name) is None and not (exploration and name.startswith("exploration")):
-            setattr(args, name, values[args.preset])
+    args, given = parse_args(Args, argv, presets={"cleanrl": CLEANRL}), given_options(argv)
+    if "exploration_steps" in given:
+        if "exploration_fraction" in given:
+            reject("--exploration-fraction: must be left out beside --exploration-steps")
+        args.exploration_fraction = None
+    if args.lr_control == "bandit" and "learning_rate" in given:
+        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, 1000]", "noop_max")
     check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
@@ -400,7 +397,7 @@ def main(argv=None):
     if args.compile and on_gpu:
         from tensordict.nn import CudaGraphModule
 
-        update = CudaGraphModule(update)
+        update = CudaGraphModule(update, warmup=3)
 
     def get_rate():
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bandits import make_bandit
-from tracking import Run, check, parse_args, reject, reject_errors
+from tracking import Run, check, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -242,8 +242,8 @@ def main(argv=None):
         reject(f"--num-minibatches {args.num_minibatches}: must divide num-envs × num-steps = {batch_size} and be less")
     if args.total_timesteps < batch_size:
         reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
-    if args.lr_control == "bandit" and args.learning_rate != Args.learning_rate:
-        reject(f"--learning-rate {args.learning_rate}: must be left out, the bandit's rates are --learning-rates")
+    if args.lr_control == "bandit" and "learning_rate" in given_options(argv):
+        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
     num_iterations = args.total_timesteps // batch_size
     args.total_timesteps = num_iterations * batch_size
     rollouts_per_round = math.ceil(args.bandit_interval / batch_size)

@@ -67,12 +67,18 @@ def check(args, interval, *names):
                 reject(f"--{name.replace('_', '-')} {x}: must be in {interval}")
 
 
-def parse_args(args_class, argv=None):
-    """`tyro.cli(args_class)`, its boxed error messages brought down to one line."""
+def parse_args(args_class, argv=None, presets=None):
+    """`tyro.cli(args_class)`, its boxed error messages brought down to one line.
+
+    `presets`, {name: {argument: value}}, have other defaults in store for whoever gives that name as --preset.
+    """
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(args_class, args=argv)
+            args = tyro.cli(args_class, args=argv)
+            if presets and args.preset in presets:
+                args = tyro.cli(args_class, args=argv, default=args_class(**presets[args.preset]))
+        return args
     except SystemExit as end:
         if not end.code:  # --help
             raise
@@ -80,6 +86,13 @@ def parse_args(args_class, argv=None):
     message, *details = re.split(r"─{3,}\s*\n", text.split("\n", 1)[1])
     usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
     reject(message.strip() + (f"; usage: {usage[1]}" if usage else ""))
+
+
+def given_options(argv=None):
+    """Names of the options on the command line, as arguments: {"env_id", …}; --no-cuda counts as "cuda"."""
+    argv = sys.argv[1:] if argv is None else argv
+    words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    return {word.removeprefix("no_") for word in words}
 
 
 def entropy(probabilities):
@@ -174,14 +187,18 @@ class Run:
         args: the script's arguments.
         arms: the bandit's learning rates, None without a bandit.
         device: where the networks are, for config.json.
+        controllers: names of the bandits, where there is more than one.
         **derived: what else the script derived from the arguments, for config.json.
     """
 
-    def __init__(self, args, arms, device, **derived):
+    def __init__(self, args, arms, device, controllers=(), **derived):
         self.args, self.arms, self.device, self.derived = args, arms, device, derived
-        self.global_step, self.rounds = 0, 0
+        self.controllers = controllers if len(controllers) > 1 else ()
+        self.global_step = 0
         self.episodes = []  # (global step, return)
-        self.pulls, self.recent_arms = ([0] * len(arms) if arms else None), deque(maxlen=20)
+        self.rounds = dict.fromkeys(self.controllers or [None], 0)
+        self.pulls = {controller: [0] * len(arms or ()) for controller in self.rounds}
+        self.recent_arms = {controller: deque(maxlen=20) for controller in self.rounds}
         self.summary = {}  # what a script adds to summary.json
         self.clock, self.now, self.next_update = None, None, 0.0
         self.bar = self.wandb = None
@@ -218,6 +235,7 @@ class Run:
         self.config["git_commit"] = git_commit()
         self._write_json("config.json", self.config)
         columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
+        columns[2:2] = ["controller"] if self.controllers else []
         self.rounds_csv = self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(self.arms or ()))])
         self.episodes_csv = self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
         self._write_summary("running")
@@ -300,20 +318,26 @@ class Run:
         lengths = {"charts/episodic_length": episodic_length}
         self.log_scalars({"charts/episodic_return": episodic_return} | lengths, global_step)
 
-    def log_round(self, global_step, learning_rate, performance, arm=None, probabilities=(), feedback=None):
+    def log_round(
+        self, global_step, learning_rate, performance, arm=None, probabilities=(), feedback=None, controller=None
+    ):
         """Log a round that has closed; `probabilities` are those that its arm was drawn from."""
-        self.rounds += 1
+        controller = controller if self.controllers else None
+        self.rounds[controller] += 1
         probabilities = [float(p) for p in probabilities]
-        row = (self.rounds, global_step, arm, learning_rate, performance, feedback, *probabilities)
+        row = [self.rounds[controller], global_step, arm, learning_rate, performance, feedback, *probabilities]
+        row[2:2] = [controller] if self.controllers else []
         self.rounds_csv.writerow(row)
         scalars = {"charts/learning_rate": learning_rate, "lrrl/performance": performance}
         if arm is not None:
-            self.pulls[arm] += 1
-            self.recent_arms.append(arm)
+            recent_arms = self.recent_arms[controller]
+            self.pulls[controller][arm] += 1
+            recent_arms.append(arm)
             scalars |= {"lrrl/arm": arm, "lrrl/feedback": feedback, "lrrl/entropy": entropy(probabilities)}
-            scalars["lrrl/pull_entropy"] = entropy(np.bincount(self.recent_arms) / len(self.recent_arms))
+            scalars["lrrl/pull_entropy"] = entropy(np.bincount(recent_arms) / len(recent_arms))
             scalars |= {f"lrrl/probability/{rate:g}": p for rate, p in zip(self.arms, probabilities)}
-        self.log_scalars(scalars, global_step)
+        suffix = f"/{controller}" if controller else ""
+        self.log_scalars({name + suffix: value for name, value in scalars.items()}, global_step)
         self.writer.flush()
 
     def progress(self, global_step, learning_rate):
@@ -359,7 +383,7 @@ class Run:
             "final_return": final_return(self.episodes, self.global_step),
             "auc": area_under_curve(self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])),
             "sps": self.sps,
-            "pulls": self.pulls,
+            "pulls": (self.pulls if self.controllers else self.pulls[None]) if self.arms else None,
             "peak_rss_mb": round(peak / 1024, 1),
         }
         summary |= self.summary

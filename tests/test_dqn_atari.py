@@ -437,7 +437,7 @@ def test_presets_fill_what_is_not_given(train, monkeypatch):
     assert [dopamine[name] for name in names] == [6.25e-5, 8000, False, 0, 1.5e-4]
     assert [cleanrl[name] for name in names] == [1e-4, 1000, True, 30, 1e-3]
     exploration = [(c["exploration_steps"], c["exploration_fraction"]) for c in (dopamine, cleanrl, fraction)]
-    assert exploration == [(250_000, None), (7, None), (None, 0.5)]
+    assert exploration == [(250_000, None), (7, None), (250_000, 0.5)]
 
 
 def test_epsilon_falls_as_in_dopamine_or_as_in_cleanrl():

@@ -85,6 +85,12 @@ def test_help_is_printed_and_is_no_error(capsys):
     assert "some rates" in capsys.readouterr().out
 
 
+def test_given_options_are_those_on_the_command_line_however_they_are_spelt():
+    given = tracking.given_options(["--seed", "3", "--env_id=A", "--no-cuda", "--learning-rates", "1e-3", "-1"])
+    assert given == {"seed", "env_id", "cuda", "learning_rates"}
+    assert tracking.given_options([]) == set()
+
+
 @pytest.mark.parametrize(
     ("interval", "value", "accepted"),
     [

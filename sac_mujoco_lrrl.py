@@ -1,0 +1,435 @@
+"""SAC on MuJoCo, its learning rates chosen by a multi-armed bandit while it trains (LRRL).
+
+    python sac_mujoco_lrrl.py --env-id HalfCheetah-v5 --seed 1
+
+LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: A Bandit Approach", arXiv 2410.12598.
+SAC: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905.
+"""
+
+import copy
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+if sys.platform == "linux" and "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")  # gymnasium would open a window
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from bandits import make_bandit
+from tracking import Run, check, given_options, parse_args, reject, reject_errors
+
+mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of every random generator"""
+    torch_deterministic: bool = True
+    """whether cuDNN is held to deterministic algorithms"""
+    cuda: bool = True
+    """whether to use a GPU if there is one"""
+    compile: bool = False
+    """whether to compile the losses with torch.compile; on a GPU an update is one CUDA graph then"""
+    track: bool = False
+    """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
+    wandb_project_name: str = "lrrl"
+    """the project in Weights & Biases"""
+    wandb_entity: str | None = None
+    """the entity (team) in Weights & Biases"""
+    capture_video: bool = False
+    """whether to record videos of the first environment into the run folder"""
+    save_model: bool = False
+    """whether to save the trained networks into the run folder"""
+    eval_episodes: int = 0
+    """episodes to evaluate the trained policy's mean action on"""
+    run_dir: str = "runs"
+    """parent of the run folders"""
+
+    env_id: str = "Hopper-v5"
+    """a gymnasium task with a bounded Box action space"""
+    total_timesteps: int = 1_000_000
+    """timesteps of the run, summed over environments"""
+    num_envs: int = 1
+    """environments stepped side by side; the updates per timestep stay the same"""
+    buffer_size: int = 1_000_000
+    """capacity of the replay, in timesteps"""
+    gamma: float = 0.99
+    """discount factor"""
+    tau: float = 0.005
+    """share of the critics that the target critics take over at a time"""
+    batch_size: int = 256
+    """transitions of a minibatch"""
+    learning_starts: int = 5_000
+    """timesteps of random actions before the first update"""
+    policy_frequency: int = 2
+    """timesteps between updates of the policy, which are as many at a time"""
+    target_network_frequency: int = 1
+    """timesteps between updates of the target critics"""
+    autotune: bool = True
+    """whether the temperature α is learnt, to hold the policy's entropy at minus the number of action dimensions"""
+    alpha: float = 0.2
+    """the temperature where it is not learnt"""
+
+    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
+    """what sets the learning rates: a bandit, nothing, or a linear decay to 0 over the run"""
+    learning_rate: float = 1e-3
+    """the critics' rate where no bandit sets it (the first one of a decay)"""
+    policy_lr_ratio: float = 0.3
+    """the policy's learning rate in proportion to the critics', unless a bandit of its own sets it"""
+    alpha_lr_ratio: float = 1.0
+    """the temperature's learning rate in proportion to the critics'"""
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    """the bandit's arms"""
+    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
+    bandit_scope: Literal["joint", "separate", "critic", "actor"] = "joint"
+    """whose rate an arm is: joint: the critics', the others in proportion; separate: a bandit for the critics and one
+    for the actor; critic, actor: of that one alone, the others keep learning-rate and its proportions"""
+    bandit_interval: int = 1000
+    """κ, the shortest round in timesteps"""
+    bandit_step_size: float = 0.2
+    """α, the step size of the weights"""
+    bandit_decay: float = 0.9
+    """δ, the share of its weight that an arm keeps from round to round"""
+    bandit_window: int = 5
+    """j, the rounds that an improvement is measured against"""
+    bandit_feedback: Literal["reward", "return"] = "reward"
+    """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+
+
+CONTROLLERS = {"joint": ("critic",), "separate": ("critic", "actor"), "critic": ("critic",), "actor": ("actor",)}
+
+
+def make_env(args, render=False):
+    with reject_errors(f"--env-id {args.env_id}"):
+        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
+    if not (isinstance(env.action_space, gym.spaces.Box) and env.action_space.dtype.kind == "f"):
+        reject(f"--env-id {args.env_id}: must be a task with a Box action space of floats, not {env.action_space}")
+    if not env.action_space.is_bounded():
+        reject(f"--env-id {args.env_id}: must be a task whose actions have bounds, not {env.action_space}")
+    if render:
+        with reject_errors("--capture-video"):
+            env.reset(seed=args.seed)
+            env.render()
+    if len(env.observation_space.shape or ()) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    return gym.wrappers.RecordEpisodeStatistics(env)
+
+
+class Actor(nn.Module):
+    """A Gaussian policy squashed by tanh into the box from `low` to `high`, (action_size,) each."""
+
+    def __init__(self, obs_size, low, high):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(obs_size, 256),
+            nn.ReLU(inplace=True),
+            nn.Linear(256, 256),
+            nn.ReLU(inplace=True),
+            nn.Linear(256, 2 * low.size),
+        )
+        self.register_buffer("scale", torch.tensor((high - low) / 2, dtype=torch.float32))
+        self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
+
+    def forward(self, obs):
+        """Mean and log standard deviation of the Gaussian, (batch, action_size) each."""
+        mean, log_std = self.layers(obs).chunk(2, -1)
+        return mean, 3.5 * torch.tanh(log_std) - 1.5  # from -5 to 2
+
+    def get_action(self, obs, noise):
+        """Actions for `noise` of their shape: standard normal to draw them, 0 for the mean's."""
+        mean, log_std = self(obs)
+        return torch.tanh(mean + log_std.exp() * noise) * self.scale + self.center
+
+    def get_action_and_log_prob(self, obs, noise):
+        """Actions for standard normal `noise` of their shape, and their log-probabilities, (batch,)."""
+        mean, log_std = self(obs)
+        x = mean + log_std.exp() * noise
+        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # minus the log of the derivative of tanh, 1 - tanh(x)², in a form that does not round to 0 where x is large
+        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x)) - self.scale.log()
+        return torch.tanh(x) * self.scale + self.center, log_prob.sum(-1)
+
+
+class TwinCritics(nn.Module):
+    """Two Q-networks as one: each layer is a batch of two matrices."""
+
+    def __init__(self, obs_size, action_size):
+        super().__init__()
+        self.weight1, self.bias1 = self.make_layer(obs_size + action_size, 256)
+        self.weight2, self.bias2 = self.make_layer(256, 256)
+        self.weight3, self.bias3 = self.make_layer(256, 1)
+
+    @staticmethod
+    def make_layer(inputs, outputs):
+        bound = 1 / math.sqrt(inputs)  # as nn.Linear
+        shapes = (2, inputs, outputs), (2, 1, outputs)
+        return [nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) for shape in shapes]
+
+    def forward(self, obs, actions):
+        """The Q-values of both, (2, batch)."""
+        x = torch.cat([obs, actions], -1).expand(2, -1, -1)
+        x = F.relu(torch.baddbmm(self.bias1, x, self.weight1), inplace=True)
+        x = F.relu(torch.baddbmm(self.bias2, x, self.weight2), inplace=True)
+        # as torch.baddbmm, in a sixth of its time: a column is too thin for it
+        return (x * self.weight3.mT).sum(-1) + self.bias3.squeeze(-1)
+
+
+class ReplayBuffer:
+    """A ring of transitions, each a row of one block of memory, which is taken as it fills (on a GPU, at once)."""
+
+    def __init__(self, capacity, obs_size, action_size, device):
+        self.sizes = (obs_size, action_size, obs_size, 1, 1)
+        self.rows = torch.empty((capacity, sum(self.sizes)), device=device)
+        self.count = 0  # of all rows ever written
+
+    def add(self, obs, actions, next_obs, rewards, terminations):
+        """Write k transitions: arrays of (k, size), rewards and terminations of (k,)."""
+        columns = (obs, actions, next_obs, rewards[:, None], terminations[:, None])
+        slots = torch.arange(self.count, self.count + len(obs)) % len(self.rows)
+        rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
+        self.rows[slots.to(self.rows.device)] = rows.to(self.rows.device)
+        self.count += len(obs)
+
+    def sample(self, rng, batch_size):
+        """Uniform transitions, as float32 tensors in the order of `add`."""
+        indices = torch.from_numpy(rng.integers(min(self.count, len(self.rows)), size=batch_size))
+        rows = self.rows.index_select(0, indices.to(self.rows.device))
+        obs, actions, next_obs, rewards, terminations = rows.split(self.sizes, 1)
+        return obs, actions, next_obs, rewards.squeeze(1), terminations.squeeze(1)
+
+
+def critic_loss(actor, critics, target_critics, log_alpha, args, minibatch, noise):
+    """Soft Bellman error (arXiv 1812.05905, eq. 5) of both critics and, for the log, their values, (2, batch)."""
+    obs, actions, next_obs, rewards, terminations = minibatch
+    with torch.no_grad():
+        next_actions, next_log_probs = actor.get_action_and_log_prob(next_obs, noise)
+        next_values = target_critics(next_obs, next_actions).amin(0) - log_alpha.exp() * next_log_probs
+        targets = rewards + args.gamma * (1 - terminations) * next_values
+    values = critics(obs, actions)
+    return (values - targets).square().mean(1).sum(), values.detach()
+
+
+def actor_loss(actor, critics, log_alpha, obs, noise):
+    """The policy's loss (arXiv 1812.05905, eq. 9) and the log-probabilities of its actions, (batch,)."""
+    actions, log_probs = actor.get_action_and_log_prob(obs, noise)
+    return (log_alpha.detach().exp() * log_probs - critics(obs, actions).amin(0)).mean(), log_probs.detach()
+
+
+def evaluate(actor, args, device):
+    """Returns of `args.eval_episodes` episodes of the mean action."""
+    returns = []
+    with make_env(args) as env, torch.no_grad():
+        shape = env.action_space.shape
+        for episode in range(args.eval_episodes):
+            obs, info = env.reset(seed=args.seed + episode)
+            while "episode" not in info:
+                action = actor.get_action(torch.tensor(obs, dtype=torch.float32, device=device), 0)
+                obs, _, _, _, info = env.step(action.cpu().numpy().reshape(shape))
+            returns.append(float(info["episode"]["r"]))
+    return returns
+
+
+def main(argv=None):
+    args, given = parse_args(Args, argv), given_options(argv)
+    check(args, "[0, 4294967295]", "seed", "eval_episodes")
+    check(args, "[1, inf)", "total_timesteps", "num_envs", "batch_size", "policy_frequency", "target_network_frequency")
+    check(args, "[2, inf)", "bandit_window")
+    check(args, "(0, inf)", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
+    check(args, "[0, 1]", "gamma")
+    check(args, "(0, 1]", "tau", "bandit_decay")
+    check(args, f"[{args.num_envs}, inf)", "bandit_interval")
+    check(args, f"[{args.batch_size}, inf)", "buffer_size")
+    args.total_timesteps -= args.total_timesteps % args.num_envs
+    check(args, f"[{args.batch_size}, {args.total_timesteps})", "learning_starts")
+    scope = args.bandit_scope if args.lr_control == "bandit" else None
+    if scope in ("joint", "separate") and "learning_rate" in given:
+        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
+
+    # SET UP
+    torch.manual_seed(args.seed)  # for initial weights and the policy's noise; `rng` or the bandit draws all else
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    rng = np.random.default_rng(args.seed)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+
+    envs = [make_env(args, render=args.capture_video and i == 0) for i in range(args.num_envs)]
+    obs_size = envs[0].observation_space.shape[0]
+    low, high = envs[0].action_space.low.ravel(), envs[0].action_space.high.ravel()
+    action_shape = envs[0].action_space.shape
+
+    actor = Actor(obs_size, low, high).to(device)
+    critics = TwinCritics(obs_size, low.size).to(device)
+    target_critics = copy.deepcopy(critics).requires_grad_(False)
+    move_targets = get_ema_multi_avg_fn(1 - args.tau)
+    log_alpha = torch.tensor(0.0 if args.autotune else math.log(args.alpha), device=device, requires_grad=args.autotune)
+    # As tensors, the rates can change in place: the optimizers keep their moments, a captured step stays as it is.
+    critic_lr, actor_lr, alpha_lr = (torch.zeros((), device=device) for _ in range(3))
+    adam = {"fused": True, "capturable": on_gpu}
+    critic_optimizer = torch.optim.Adam(critics.parameters(), lr=critic_lr, **adam)
+    actor_groups = [{"params": actor.parameters(), "lr": actor_lr}, {"params": [log_alpha], "lr": alpha_lr}]
+    actor_optimizer = torch.optim.Adam(actor_groups, **adam)
+    global_step = 0
+    bandits, scheduler = {}, None
+    if args.lr_control == "bandit":
+        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+        for i, controller in enumerate(CONTROLLERS[args.bandit_scope]):
+            with reject_errors("--learning-rates"):
+                bandits[controller] = make_bandit(args.bandit, args.learning_rates, **options, seed=(args.seed, i))
+
+    def set_rates(critic_rate):
+        """Write the critics' rate, and the two that follow it, `--learning-rate` or a bandit of their own."""
+        critic_lr.copy_(critic_rate)
+        base = args.learning_rate if scope in ("critic", "actor") else critic_lr
+        actor_lr.copy_(bandits["actor"].learning_rate if "actor" in bandits else base * args.policy_lr_ratio)
+        alpha_lr.copy_(base * args.alpha_lr_ratio)
+
+    def get_rate(learning_rate):
+        return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
+
+    if not bandits:
+        set_rates(args.learning_rate)
+    if args.lr_control == "linear":
+        decay = [lambda _: 1 - global_step / args.total_timesteps]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(critic_optimizer, decay)
+
+    critic_loss_function, actor_loss_function = critic_loss, actor_loss
+    if args.compile:
+        critic_loss_function = torch.compile(critic_loss)
+        actor_loss_function = torch.compile(actor_loss) if on_gpu else actor_loss  # on a CPU it would be slower
+
+    def update_critics(noise, *minibatch):
+        loss, values = critic_loss_function(actor, critics, target_critics, log_alpha, args, minibatch, noise)
+        critic_optimizer.zero_grad()
+        loss.backward()
+        critic_optimizer.step()
+        return {"losses/qf_loss": loss.detach() / 2, "losses/qf_values": values.mean()}
+
+    def update_policy(noise, obs):
+        critics.requires_grad_(False)  # the gradient goes through them, they need none of their own
+        loss, log_probs = actor_loss_function(actor, critics, log_alpha, obs, noise)
+        critics.requires_grad_(True)
+        alpha_loss = -log_alpha.exp() * (log_probs.mean() - low.size)  # arXiv 1812.05905, eq. 18
+        actor_optimizer.zero_grad()
+        (loss + alpha_loss).backward()
+        actor_optimizer.step()
+        losses = {"actor_loss": loss, "alpha_loss": alpha_loss, "alpha": log_alpha.exp()}
+        return {f"losses/{name}": value.detach() for name, value in losses.items()}
+
+    if args.compile and on_gpu:
+        from tensordict.nn import CudaGraphModule
+
+        update_critics, update_policy = (CudaGraphModule(f, warmup=3) for f in (update_critics, update_policy))
+
+    replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_size, low.size, device)
+
+    def reset(env):
+        """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
+        return env.reset(seed=int(rng.integers(2**31)))[0]
+
+    arms = args.learning_rates if bandits else None
+    with Run(args, arms, device, controllers=tuple(bandits)) as run:
+        if args.capture_video:
+            envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
+        obs = np.array([reset(env) for env in envs], np.float32)
+        next_obs = np.zeros_like(obs)
+        rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
+        round_steps, round_reward, round_returns = 0, 0.0, []
+        losses = {}  # of the latest updates
+
+        for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
+            previous_step = global_step - args.num_envs
+
+            # ACT
+            if global_step <= args.learning_starts:
+                actions = rng.uniform(low, high, (args.num_envs, low.size)).astype(np.float32)
+            else:
+                with torch.no_grad():
+                    noise = torch.randn((args.num_envs, low.size), device=device)
+                    actions = actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
+                if not np.isfinite(actions).all():
+                    rates = f"{get_rate(critic_lr):g} (critics) and {get_rate(actor_lr):g} (policy)"
+                    raise FloatingPointError(f"learning rates {rates} have led to actions that are not finite")
+
+            # STORE
+            step_reward, step_returns, ended = 0.0, [], []
+            for i, env in enumerate(envs):
+                action = actions[i].clip(low, high).reshape(action_shape)  # rounding may have left the box
+                next_obs[i], reward, terminations[i], truncated, info = env.step(action)
+                rewards[i] = reward
+                step_reward += float(reward)
+                if terminations[i] or truncated:
+                    ended.append(i)
+                    step_returns.append(float(info["episode"]["r"]))
+                    run.log_episode(global_step, step_returns[-1], info["episode"]["l"])
+            if not (math.isfinite(step_reward) and np.isfinite(next_obs).all()):
+                raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
+            replay.add(obs, actions, next_obs, rewards, terminations)
+            obs[:] = next_obs
+            for i in ended:
+                obs[i] = reset(envs[i])
+
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rates, so the first round opens
+            # with the first update. Before an update, a round that is full is closed, and the next arms drawn.
+            if losses:
+                round_steps += args.num_envs
+                round_reward += step_reward
+                round_returns += step_returns
+            if round_steps >= args.bandit_interval and (round_returns or args.bandit_feedback == "reward"):
+                performance = round_reward / round_steps
+                if args.bandit_feedback == "return":
+                    performance = sum(round_returns) / len(round_returns)
+                if not bandits:
+                    run.log_round(global_step, get_rate(critic_lr), performance)
+                for controller, bandit in bandits.items():
+                    rate = get_rate({"critic": critic_lr, "actor": actor_lr}[controller])
+                    credit = bandit.arm, bandit.probabilities, bandit.update(performance)
+                    run.log_round(global_step, rate, performance, *credit, controller=controller)
+                round_steps, round_reward, round_returns = 0, 0.0, []
+            if bandits and round_steps == 0 and global_step > args.learning_starts:
+                for bandit in bandits.values():
+                    bandit.pull()
+                set_rates(bandits["critic"].learning_rate if "critic" in bandits else args.learning_rate)
+
+            # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
+            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+                if losses:
+                    scalars = {name: value.item() for name, value in losses.items()}
+                    run.log_scalars(scalars, global_step)
+                run.progress(global_step, get_rate(critic_lr) if losses else None)
+
+            # LEARN
+            for step in range(max(previous_step, args.learning_starts) + 1, global_step + 1):
+                obs_batch, *others = replay.sample(rng, args.batch_size)
+                noise = torch.randn((1 + args.policy_frequency, args.batch_size, low.size), device=device)
+                losses |= update_critics(noise[0], obs_batch, *others)
+                if step % args.policy_frequency == 0:
+                    for policy_noise in noise[1:]:
+                        losses |= update_policy(policy_noise, obs_batch)
+                if step % args.target_network_frequency == 0:
+                    move_targets(list(target_critics.parameters()), list(critics.parameters()), None)
+                if scheduler:
+                    scheduler.step()
+                    set_rates(critic_lr)
+
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(actor, args, device)
+        if args.save_model:
+            torch.save({"actor": actor.state_dict(), "critics": critics.state_dict()}, run.folder / "model.pt")
+
+
+if __name__ == "__main__":
+    main()
