@@ -133,11 +133,11 @@ def git_commit():
 
 
 def read_csv(path):
-    """A CSV file as {column: (rows,) float array}, NaN where a field is empty."""
+    """A CSV file as {column: (rows,) array} of floats, NaN where a field is empty; "controller" is one of strings."""
     with open(path) as file:
         names, *rows = csv.reader(file)
-    columns = np.array([[float(field or "nan") for field in row] for row in rows]).reshape(-1, len(names)).T
-    return dict(zip(names, columns))
+    columns = zip(names, zip(*rows) if rows else [()] * len(names))
+    return {n: np.array(fields if n == "controller" else [float(x or "nan") for x in fields]) for n, fields in columns}
 
 
 def plot_curves(folder):
@@ -149,8 +149,10 @@ def plot_curves(folder):
 
     config = json.loads((folder / "config.json").read_text())
     episodes, rounds = read_csv(folder / "episodes.csv"), read_csv(folder / "rounds.csv")
-    probabilities = [column for name, column in rounds.items() if name.startswith("p_")]
-    panels = 3 if probabilities else 2
+    controllers = rounds.get("controller", np.full(len(rounds["round"]), ""))
+    names = list(dict.fromkeys(controllers)) or [""]
+    probabilities = [name for name in rounds if name.startswith("p_")]
+    panels = 2 + len(names) * bool(probabilities)
     figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), sharex=True, layout="constrained")
     figure.suptitle(f"{config['env_id']}, {config['exp_name']}, seed {config['seed']}")
 
@@ -164,17 +166,23 @@ def plot_curves(folder):
     axes[0].set_ylabel("episodic return")
 
     rates = np.array(config["learning_rates"] if probabilities else rounds["learning_rate"])
-    axes[1].plot(rounds["global_step"], rounds["learning_rate"], ".", color="black", markersize=3)
     axes[1].set(ylabel="learning rate", yscale="log")
     if rates.size:
         axes[1].set_ylim(rates.min() / 2, rates.max() * 2)
-    if probabilities:
-        colors = dict(zip(np.sort(rates), plt.cm.viridis(np.linspace(0, 1, len(rates)))))
-        for rate, column in sorted(zip(rates, probabilities), key=lambda arm: -arm[0]):
-            axes[2].plot(rounds["global_step"], column, color=colors[rate], label=f"{rate:g}")
-        axes[2].axhline(1 / len(rates), color="grey", linestyle=":", linewidth=1, label="uniform")
-        axes[2].set(ylabel="probability", ylim=(0, 1))
-        axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
+    colors = dict(zip(np.sort(rates), plt.cm.viridis(np.linspace(0, 1, len(rates)))))
+    for i, name in enumerate(names):
+        of_this, color = controllers == name, "black" if len(names) == 1 else f"C{i}"
+        steps = rounds["global_step"][of_this]
+        axes[1].plot(steps, rounds["learning_rate"][of_this], ".", color=color, markersize=3, label=name)
+        if probabilities:
+            axis = axes[2 + i]
+            for rate, column in sorted(zip(rates, probabilities), reverse=True):
+                axis.plot(steps, rounds[column][of_this], color=colors[rate], label=f"{rate:g}")
+            axis.axhline(1 / len(rates), color="grey", linestyle=":", linewidth=1, label="uniform")
+            axis.set(ylabel=f"probability {name}".strip(), ylim=(0, 1))
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
+    if len(names) > 1:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes[-1].set_xlabel("timesteps")
     figure.savefig(folder / "curves.png", dpi=120)
     plt.close(figure)

@@ -84,8 +84,7 @@ def test_quantiles_learn_a_distribution():
     assert values[taus < 0.3].mean() < 0.2 and values[taus > 0.7].mean() > 0.8
 
 
-def test_it_has_dopamines_defaults(train, monkeypatch):
+def test_it_has_dopamines_defaults():
     assert (iqn.Args.num_tau_samples, iqn.Args.num_tau_prime_samples, iqn.Args.num_quantile_samples) == (64, 64, 32)
-    dopamine = {name: values["dopamine"] for name, values in iqn.PRESETS.items()}
-    assert (iqn.Args.update_horizon, dopamine["learning_rate"], dopamine["adam_eps"]) == (3, 5e-5, 3.125e-4)
+    assert (iqn.Args.update_horizon, iqn.Args.learning_rate, iqn.Args.adam_eps) == (3, 5e-5, 3.125e-4)
     assert iqn.Args.kappa == 1.0
