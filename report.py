@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import tyro
 from rliable import library, metrics
+from scipy.stats import ttest_rel
 
 from tracking import parse_args, read_csv, reject
 
@@ -34,6 +35,8 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]
     """parent of the run folders"""
+    baseline: str | None = None
+    """a variant, as the table names it: adds a column of differences to it"""
 
 
 def read_runs(folder):
@@ -80,9 +83,22 @@ def show(x):
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
-def make_table(runs):
-    """A Markdown table of final returns and areas under the curve."""
-    lines = ["| task | variant | seeds | final return: IQM [95 %] | of each seed | AUC: IQM [95 %] |", "|-|-|-|-|-|-|"]
+def paired_difference(group, baseline):
+    """Final returns minus those of the same seeds in `baseline`: mean and 95 % interval of Student's t, as text."""
+    a, b = ({run["config"]["seed"]: run["summary"]["final_return"] for run in runs} for runs in (group, baseline))
+    seeds = sorted(a.keys() & b.keys())
+    if group is baseline or len(seeds) < 2:
+        return ""
+    result = ttest_rel([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+    low, high = result.confidence_interval(0.95)
+    return f"{show((low + high) / 2)} [{show(low)}, {show(high)}]"
+
+
+def make_table(runs, baseline=None):
+    """A Markdown table of final returns and areas under the curve, with `baseline` also of differences to it."""
+    columns = ["task", "variant", "seeds", "final return: IQM [95 %]", "of each seed", "AUC: IQM [95 %]"]
+    columns += [f"final return minus {baseline}'s, seed by seed: mean [95 %]"] if baseline else []
+    lines = [f"| {' | '.join(columns)} |", f"|{'-|' * len(columns)}"]
     for (task, name), group in runs.items():
         cells = [task, name, str(len(group))]
         for measure in ("final_return", "auc"):
@@ -91,6 +107,8 @@ def make_table(runs):
             cells.append(f"{show(point)} [{show(low)}, {show(high)}]")
             if measure == "final_return":
                 cells.append(", ".join(show(value) for value in values))
+        if baseline:
+            cells.append(paired_difference(group, runs.get((task, baseline), [])))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -121,7 +139,9 @@ def main(argv=None):
     runs = read_runs(args.folder)
     if not runs:
         reject(f"FOLDER {args.folder}: must be a folder that holds run folders of finished runs")
-    table = make_table(runs)
+    if args.baseline and args.baseline not in (names := sorted({name for _, name in runs})):
+        reject(f"--baseline {args.baseline}: must be one of {', '.join(names)}")
+    table = make_table(runs, args.baseline)
     print(table)
     (args.folder / "report.md").write_text(table + "\n")
     plot_learning_curves(runs, args.folder / "curves.png")

@@ -57,6 +57,20 @@ def test_runs_with_other_options_are_not_pooled_and_a_seed_counts_once(tmp_path,
     assert end.value.code == 2 and "more than once" in capsys.readouterr().err
 
 
+def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
+    for seed, ours, theirs in [(1, 11.0, 10.0), (2, 22.0, 20.0), (3, 33.0, 30.0)]:
+        write_run(tmp_path, "Hopper-v5", seed, ours)
+        write_run(tmp_path, "Hopper-v5", seed, theirs, bandit="uniform")
+    write_run(tmp_path, "Hopper-v5", 4, 500.0)  # without a partner
+    report.main([str(tmp_path), "--baseline", "uniform"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    # differences 1, 2, 3: mean 2, deviation 1; Student's t of two degrees of freedom is 4.303
+    assert [row[-1] for row in rows] == [f"2 [{2 - 4.303 / 3**0.5:.3g}, {2 + 4.303 / 3**0.5:.3g}]", ""]
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path), "--baseline", "unifrom"])
+    assert end.value.code == 2 and "must be one of lrrl, uniform" in capsys.readouterr().err
+
+
 def test_the_interval_covers_the_point_and_repeats():
     values = np.random.default_rng(0).normal(100, 10, 12)
     point, low, high = report.interquartile_mean(values)
