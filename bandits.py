@@ -14,6 +14,7 @@ To write a bandit of your own, subclass `Bandit`, define `probabilities` and `le
 import inspect
 import math
 from collections import deque
+from typing import Literal
 
 import numpy as np
 
@@ -187,6 +188,15 @@ class Uniform(Bandit):
     def learn(self, feedback):
         pass
 
+
+ArmSet = Literal["all5", "lowest3", "middle3", "highest3", "sparse3"]
+ARM_SETS = {  # the paper's subsets of its five Atari rates, as slices of five rates in ascending order
+    "all5": slice(0, 5),
+    "lowest3": slice(0, 3),
+    "middle3": slice(1, 4),
+    "highest3": slice(2, 5),
+    "sparse3": slice(0, 5, 2),
+}
 
 BANDITS = {"lrrl": LRRL, "uniform": Uniform}
 

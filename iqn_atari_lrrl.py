@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.utils.save_video import capped_cubic_video_schedule
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import make_bandit
-from tracking import Run, check, given_options, parse_args, reject, reject_errors
+from bandits import ARM_SETS, ArmSet, make_bandit
+from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 gym.register_envs(ale_py)
 
@@ -100,8 +101,12 @@ class Args:
     """quantiles whose mean is a Q-value, wherever an action is chosen"""
     kappa: float = 1.0
     """κ of the Huber loss, where it turns from quadratic to linear"""
+    optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
+    """adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)"""
+    momentum: float = 0.9
+    """of rmsprop and sgd"""
     adam_eps: float = 3.125e-4
-    """the ε of Adam"""
+    """the ε of Adam and RMSProp"""
     noop_max: int = 0
     """a game starts with fewer than this many random no-ops (0: none)"""
     fire_reset: bool = False
@@ -109,12 +114,20 @@ class Args:
     terminal_on_life_loss: bool = False
     """whether a lost life ends the return that the agent learns from (the game goes on)"""
 
-    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
-    """what sets the learning rate: a bandit, nothing, or a linear decay to 0 over the run"""
+    lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
+    """what sets the learning rate: a bandit, nothing, or a schedule (linear and cosine end at 0)"""
     learning_rate: float = 5e-5
-    """the rate of every control but the bandit (the first one of a decay)"""
-    learning_rates: tuple[float, ...] = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
-    """the bandit's arms"""
+    """the rate of the controls but bandit and cyclic (a schedule's first one)"""
+    lr_decay_rate: float = 1e-7
+    """d of the exponential schedule, learning-rate × exp(−d t), with t in timesteps"""
+    cyclic_base_lr: float = 1.5625e-5
+    """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
+    cyclic_max_lr: float = 2.5e-4
+    """the highest one"""
+    cyclic_half_period: int = 1_000_000
+    """timesteps from the one to the other"""
+    learning_rates: tuple[float, ...] | ArmSet = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
+    """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
     bandit_interval: int = 2000
@@ -139,6 +152,14 @@ CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dop
     "noop_max": 30,
     "fire_reset": True,
     "terminal_on_life_loss": True,
+}
+
+
+OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
+    "learning_rate": ("constant", "linear", "exponential", "cosine"),
+    "lr_decay_rate": ("exponential",),
+    **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
+    **dict.fromkeys(("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
 }
 
 
@@ -202,6 +223,41 @@ def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, di
     huber = F.huber_loss(values, targets, reduction="none", delta=args.kappa) / args.kappa
     loss = ((taus[:, :, None] - (targets < values).float()).abs() * huber).sum(1).mean()
     return loss, values.detach()
+
+
+def make_optimizer(args, parameters, learning_rate):
+    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
+    if args.optimizer == "rmsprop":
+        options = {"alpha": 0.95, "eps": args.adam_eps, "momentum": args.momentum}
+        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
+    return torch.optim.Adam(
+        parameters, lr=learning_rate, eps=args.adam_eps, fused=True, capturable=learning_rate.is_cuda
+    )
+
+
+def make_scheduler(args, num_steps):
+    """The schedule of `--lr-control` over the run in `num_steps` steps, None without one.
+
+    Its optimizer is there for the rate alone, a float64: float32 would round away a decay of 1e-7.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
+    timesteps = args.total_timesteps / num_steps  # of a step
+    match args.lr_control:
+        case "linear":
+            scheduler = LinearLR(optimizer, 1, 0, num_steps)
+        case "exponential":
+            scheduler = ExponentialLR(optimizer, math.exp(-args.lr_decay_rate * timesteps))
+        case "cosine":
+            scheduler = CosineAnnealingLR(optimizer, num_steps)
+        case "cyclic":
+            rates = args.cyclic_base_lr, args.cyclic_max_lr
+            scheduler = CyclicLR(optimizer, *rates, args.cyclic_half_period / timesteps, cycle_momentum=False)
+        case _:
+            return None
+    optimizer.step()  # a scheduler whose optimizer has never made a step warns
+    return scheduler
 
 
 class ReplayBuffer:
@@ -330,16 +386,23 @@ def main(argv=None):
         if "exploration_fraction" in given:
             reject("--exploration-fraction: must be left out beside --exploration-steps")
         args.exploration_fraction = None
-    if args.lr_control == "bandit" and "learning_rate" in given:
-        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
+    check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(
+        args, given, "optimizer", {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")}
+    )
+    if isinstance(args.learning_rates, str):
+        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, 1000]", "noop_max")
     check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
     check(args, "[1, inf)", "exploration_steps", "total_timesteps")
     check(args, "[2, inf)", "bandit_window")
+    check(args, "[0, inf)", "lr_decay_rate")
+    check(args, "[0, 1)", "momentum")
     check(args, "[1, inf)", "num_tau_samples", "num_tau_prime_samples", "num_quantile_samples")
-    check(args, "(0, inf)", "adam_eps", "bandit_step_size", "kappa")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
+    check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
+    check(args, "(0, inf)", "cyclic_half_period", "adam_eps", "bandit_step_size", "kappa")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
     check(args, "[0, 1]", "gamma", "start_e", "end_e", "eval_e")
     check(args, "(0, 1]", "bandit_decay", "exploration_fraction")
     check(args, f"[{args.train_frequency}, inf)", "bandit_interval")
@@ -360,20 +423,16 @@ def main(argv=None):
     target_network.load_state_dict(q_network.state_dict())
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
-    # As a tensor, the rate can change in place: the optimizer keeps its moments, a captured step is not captured again.
-    learning_rate = torch.tensor(args.learning_rate, device=device)
-    on_gpu = device.type == "cuda"
-    adam = {"lr": learning_rate, "eps": args.adam_eps, "fused": True, "capturable": on_gpu}
-    optimizer = torch.optim.Adam(q_network.parameters(), **adam)
-    bandit = scheduler = None
-    global_step = 0
+    scheduler = make_scheduler(args, args.total_timesteps // args.num_envs)
+    learning_rate = torch.tensor(scheduler.get_last_lr()[0] if scheduler else args.learning_rate, device=device)
+    optimizer = make_optimizer(args, q_network.parameters(), learning_rate)
+    bandit = None
     if args.lr_control == "bandit":
         options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
         with reject_errors("--learning-rates"):
             bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
-    elif args.lr_control == "linear":
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps)
 
+    on_gpu = device.type == "cuda"
     replay_device = device
     if on_gpu and args.buffer_device != "cuda":
         fits = ReplayBuffer.bytes_needed(args.buffer_size) + 2**31 < torch.cuda.mem_get_info()[0]  # 2 GiB for the rest
@@ -487,10 +546,14 @@ def main(argv=None):
             # LEARN
             for _ in range(num_updates):
                 losses = update(*replay.sample(rng, args.batch_size))
-            if scheduler and num_updates:
-                scheduler.step()
             if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
                 target_network.load_state_dict(q_network.state_dict())
+                if args.optimizer == "adamrel":
+                    for state in optimizer.state.values():
+                        state["step"].zero_()
+            if scheduler:
+                scheduler.step()
+                learning_rate.fill_(scheduler.get_last_lr()[0])
 
         if args.eval_episodes:
             run.summary["eval_returns"] = evaluate(q_network, args)

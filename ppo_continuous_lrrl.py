@@ -17,9 +17,10 @@ import mujoco
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import make_bandit
-from tracking import Run, check, given_options, parse_args, reject, reject_errors
+from bandits import ARM_SETS, ArmSet, make_bandit
+from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -82,12 +83,27 @@ class Args:
     max_grad_norm: float = 0.5
     """the norm to which gradients are clipped"""
 
-    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
-    """what sets the learning rate: a bandit, nothing, or a linear decay to 0 over the run"""
+    optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
+    """adamrel: Adam that counts its steps anew with every rollout (Ellis et al., arXiv 2412.17113)"""
+    momentum: float = 0.9
+    """of rmsprop and sgd"""
+
+    lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic", "kl"] = "bandit"
+    """what sets the learning rate: a bandit, nothing, a schedule (linear and cosine end at 0), or the updates' KL"""
     learning_rate: float = 3e-4
-    """the rate of every control but the bandit (the first one of a decay)"""
-    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-    """the bandit's arms"""
+    """the rate of the controls but bandit and cyclic (the first one of a schedule and of kl)"""
+    target_kl: float = 0.01
+    """of kl: after an epoch with more than twice this KL the rate is divided by 1.5, after less than half multiplied"""
+    lr_decay_rate: float = 1e-7
+    """d of the exponential schedule, learning-rate × exp(−d t), with t in timesteps"""
+    cyclic_base_lr: float = 3e-5
+    """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
+    cyclic_max_lr: float = 3e-3
+    """the highest one"""
+    cyclic_half_period: int = 100_000
+    """timesteps from the one to the other"""
+    learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
     bandit_interval: int = 2048
@@ -100,6 +116,15 @@ class Args:
     """j, the rounds that an improvement is measured against"""
     bandit_feedback: Literal["reward", "return"] = "reward"
     """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+
+
+OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
+    "learning_rate": ("constant", "linear", "exponential", "cosine", "kl"),
+    "lr_decay_rate": ("exponential",),
+    "target_kl": ("kl",),
+    **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
+    **dict.fromkeys(("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
+}
 
 
 def make_env(args, render=False):
@@ -212,6 +237,39 @@ def ppo_loss(agent, args, advantages, obs, actions, old_log_probs, old_values, r
     return loss, policy_losses.detach(), value_errors.detach(), log_ratio.detach()
 
 
+def make_optimizer(args, parameters, learning_rate):
+    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
+    if args.optimizer == "rmsprop":
+        options = {"alpha": 0.95, "eps": 1e-5, "momentum": args.momentum}
+        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True, capturable=learning_rate.is_cuda)
+
+
+def make_scheduler(args, num_steps):
+    """The schedule of `--lr-control` over the run in `num_steps` steps, None without one.
+
+    Its optimizer is there for the rate alone, a float64: float32 would round away a decay of 1e-7.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
+    timesteps = args.total_timesteps / num_steps  # of a step
+    match args.lr_control:
+        case "linear":
+            scheduler = LinearLR(optimizer, 1, 0, num_steps)
+        case "exponential":
+            scheduler = ExponentialLR(optimizer, math.exp(-args.lr_decay_rate * timesteps))
+        case "cosine":
+            scheduler = CosineAnnealingLR(optimizer, num_steps)
+        case "cyclic":
+            rates = args.cyclic_base_lr, args.cyclic_max_lr
+            scheduler = CyclicLR(optimizer, *rates, args.cyclic_half_period / timesteps, cycle_momentum=False)
+        case _:
+            return None
+    optimizer.step()  # a scheduler whose optimizer has never made a step warns
+    return scheduler
+
+
 def evaluate(agent, obs_stats, args):
     """Returns of `args.eval_episodes` episodes of the mean action, with the normalisation statistics frozen."""
     policy = agent.numpy_policy()
@@ -228,13 +286,20 @@ def evaluate(agent, obs_stats, args):
 
 
 def main(argv=None):
-    args = parse_args(Args, argv)
+    args, given = parse_args(Args, argv), given_options(argv)
+    check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
+    if isinstance(args.learning_rates, str):
+        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, inf)", "ent_coef", "vf_coef")
     check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "(0, inf)", "clip_coef", "max_grad_norm", "bandit_step_size")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
+    check(args, "[0, inf)", "lr_decay_rate")
+    check(args, "[0, 1)", "momentum")
+    check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
+    check(args, "(0, inf)", "cyclic_half_period", "target_kl", "clip_coef", "max_grad_norm", "bandit_step_size")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
     batch_size = args.num_envs * args.num_steps
@@ -242,8 +307,6 @@ def main(argv=None):
         reject(f"--num-minibatches {args.num_minibatches}: must divide num-envs × num-steps = {batch_size} and be less")
     if args.total_timesteps < batch_size:
         reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
-    if args.lr_control == "bandit" and "learning_rate" in given_options(argv):
-        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
     num_iterations = args.total_timesteps // batch_size
     args.total_timesteps = num_iterations * batch_size
     rollouts_per_round = math.ceil(args.bandit_interval / batch_size)
@@ -261,16 +324,14 @@ def main(argv=None):
 
     agent = Agent(obs_size, low.size).to(device)
     parameters = agent.flatten_parameters()
-    # As a tensor, the rate can change in place: the optimizer keeps its moments, a compiled step is not compiled again.
-    learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = torch.optim.Adam([parameters], lr=learning_rate, eps=1e-5, fused=True)
-    bandit = scheduler = None
+    scheduler = make_scheduler(args, num_iterations)
+    learning_rate = torch.tensor(scheduler.get_last_lr()[0] if scheduler else args.learning_rate, device=device)
+    optimizer = make_optimizer(args, [parameters], learning_rate)
+    bandit = None
     if args.lr_control == "bandit":
         options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
         with reject_errors("--learning-rates"):
             bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
-    elif args.lr_control == "linear":
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1 - iteration / num_iterations)
     loss_function = ppo_loss
     if args.compile:
         loss_function = torch.compile(ppo_loss, mode="reduce-overhead" if device.type == "cuda" else "default")
@@ -358,12 +419,16 @@ def main(argv=None):
             rate = float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
             # UPDATE NETWORK
+            if args.optimizer == "adamrel":
+                for state in optimizer.state.values():
+                    state["step"].zero_()
             for _ in range(args.update_epochs):
                 indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
                 minibatch_advantages, *others = (x[indices] for x in batch)
                 if args.norm_adv:
                     std, mean = torch.std_mean(minibatch_advantages, dim=1, keepdim=True)
                     minibatch_advantages = (minibatch_advantages - mean) / (std + 1e-8)
+                kls = []
                 for minibatch in zip(minibatch_advantages, *others):
                     loss, policy_losses, value_errors, log_ratio = loss_function(agent, args, *minibatch)
                     parameters.grad.zero_()
@@ -371,8 +436,15 @@ def main(argv=None):
                     # as nn.utils.clip_grad_norm_ does, in a quarter of its time
                     parameters.grad *= (args.max_grad_norm / (parameters.grad.norm() + 1e-6)).clamp(max=1)
                     optimizer.step()
+                    if args.lr_control == "kl":
+                        kls.append((log_ratio.exp() - 1 - log_ratio).mean())  # http://joschu.net/blog/kl-approx.html
+                if args.lr_control == "kl":  # as in rl_games
+                    kl = torch.stack(kls).mean()
+                    factor = 1.5 ** ((kl < args.target_kl / 2).float() - (kl > args.target_kl * 2).float())
+                    learning_rate.mul_(factor).clamp_(1e-5, 1e-2)
             if scheduler:
                 scheduler.step()
+                learning_rate.fill_(scheduler.get_last_lr()[0])
 
             # LOG
             losses = {
@@ -380,7 +452,7 @@ def main(argv=None):
                 "losses/policy_loss": policy_losses.mean(),
                 "losses/entropy": agent.get_entropy(),
                 "losses/old_approx_kl": -log_ratio.mean(),
-                "losses/approx_kl": (log_ratio.exp() - 1 - log_ratio).mean(),  # http://joschu.net/blog/kl-approx.html
+                "losses/approx_kl": (log_ratio.exp() - 1 - log_ratio).mean(),
                 "losses/clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean(),
                 "losses/explained_variance": 1 - (batch_returns - batch_values).var() / batch_returns.var(),
             }

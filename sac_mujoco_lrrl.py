@@ -22,10 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from bandits import make_bandit
-from tracking import Run, check, given_options, parse_args, reject, reject_errors
+from bandits import ARM_SETS, ArmSet, make_bandit
+from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 
@@ -82,16 +83,29 @@ class Args:
     alpha: float = 0.2
     """the temperature where it is not learnt"""
 
-    lr_control: Literal["bandit", "constant", "linear"] = "bandit"
-    """what sets the learning rates: a bandit, nothing, or a linear decay to 0 over the run"""
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """of critics, policy and temperature alike"""
+    momentum: float = 0.9
+    """of rmsprop and sgd"""
+
+    lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
+    """what sets the learning rates: a bandit, nothing, or a schedule (linear and cosine end at 0)"""
     learning_rate: float = 1e-3
-    """the critics' rate where no bandit sets it (the first one of a decay)"""
+    """the critics' rate where neither a bandit nor cyclic sets it (a schedule's first one)"""
     policy_lr_ratio: float = 0.3
     """the policy's learning rate in proportion to the critics', unless a bandit of its own sets it"""
     alpha_lr_ratio: float = 1.0
     """the temperature's learning rate in proportion to the critics'"""
-    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-    """the bandit's arms"""
+    lr_decay_rate: float = 1e-7
+    """d of the exponential schedule, learning-rate × exp(−d t), with t in timesteps"""
+    cyclic_base_lr: float = 3e-5
+    """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
+    cyclic_max_lr: float = 3e-3
+    """the highest one"""
+    cyclic_half_period: int = 100_000
+    """timesteps from the one to the other"""
+    learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
     bandit_scope: Literal["joint", "separate", "critic", "actor"] = "joint"
@@ -109,6 +123,14 @@ class Args:
     """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
 
 
+OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
+    "learning_rate": ("constant", "linear", "exponential", "cosine"),
+    "lr_decay_rate": ("exponential",),
+    **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
+    **dict.fromkeys(
+        ("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window", "bandit_scope"), ("bandit",)
+    ),
+}
 CONTROLLERS = {"joint": ("critic",), "separate": ("critic", "actor"), "critic": ("critic",), "actor": ("actor",)}
 
 
@@ -228,6 +250,39 @@ def actor_loss(actor, critics, log_alpha, obs, noise):
     return (log_alpha.detach().exp() * log_probs - critics(obs, actions).amin(0)).mean(), log_probs.detach()
 
 
+def make_optimizer(args, parameters, learning_rate):
+    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
+    if args.optimizer == "rmsprop":
+        options = {"alpha": 0.95, "eps": 1e-8, "momentum": args.momentum}
+        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True, capturable=learning_rate.is_cuda)
+
+
+def make_scheduler(args, num_steps):
+    """The schedule of `--lr-control` over the run in `num_steps` steps, None without one.
+
+    Its optimizer is there for the rate alone, a float64: float32 would round away a decay of 1e-7.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
+    timesteps = args.total_timesteps / num_steps  # of a step
+    match args.lr_control:
+        case "linear":
+            scheduler = LinearLR(optimizer, 1, 0, num_steps)
+        case "exponential":
+            scheduler = ExponentialLR(optimizer, math.exp(-args.lr_decay_rate * timesteps))
+        case "cosine":
+            scheduler = CosineAnnealingLR(optimizer, num_steps)
+        case "cyclic":
+            rates = args.cyclic_base_lr, args.cyclic_max_lr
+            scheduler = CyclicLR(optimizer, *rates, args.cyclic_half_period / timesteps, cycle_momentum=False)
+        case _:
+            return None
+    optimizer.step()  # a scheduler whose optimizer has never made a step warns
+    return scheduler
+
+
 def evaluate(actor, args, device):
     """Returns of `args.eval_episodes` episodes of the mean action."""
     returns = []
@@ -244,20 +299,27 @@ def evaluate(actor, args, device):
 
 def main(argv=None):
     args, given = parse_args(Args, argv), given_options(argv)
+    scope = args.bandit_scope if args.lr_control == "bandit" else None
+    if scope in ("critic", "actor"):
+        given.discard("learning_rate")  # has a meaning then: it is the rate of what the bandit does not control
+    check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
+    if isinstance(args.learning_rates, str):
+        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[1, inf)", "total_timesteps", "num_envs", "batch_size", "policy_frequency", "target_network_frequency")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "(0, inf)", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates")  # the rate is a float32
+    check(args, "[0, inf)", "lr_decay_rate")
+    check(args, "[0, 1)", "momentum")
+    check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
+    check(args, "(0, inf)", "cyclic_half_period", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
     check(args, "[0, 1]", "gamma")
     check(args, "(0, 1]", "tau", "bandit_decay")
     check(args, f"[{args.num_envs}, inf)", "bandit_interval")
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[{args.batch_size}, {args.total_timesteps})", "learning_starts")
-    scope = args.bandit_scope if args.lr_control == "bandit" else None
-    if scope in ("joint", "separate") and "learning_rate" in given:
-        reject("--learning-rate: must be left out, the bandit's rates are --learning-rates")
 
     # SET UP
     torch.manual_seed(args.seed)  # for initial weights and the policy's noise; `rng` or the bandit draws all else
@@ -276,14 +338,12 @@ def main(argv=None):
     target_critics = copy.deepcopy(critics).requires_grad_(False)
     move_targets = get_ema_multi_avg_fn(1 - args.tau)
     log_alpha = torch.tensor(0.0 if args.autotune else math.log(args.alpha), device=device, requires_grad=args.autotune)
-    # As tensors, the rates can change in place: the optimizers keep their moments, a captured step stays as it is.
     critic_lr, actor_lr, alpha_lr = (torch.zeros((), device=device) for _ in range(3))
-    adam = {"fused": True, "capturable": on_gpu}
-    critic_optimizer = torch.optim.Adam(critics.parameters(), lr=critic_lr, **adam)
+    critic_optimizer = make_optimizer(args, critics.parameters(), critic_lr)
     actor_groups = [{"params": actor.parameters(), "lr": actor_lr}, {"params": [log_alpha], "lr": alpha_lr}]
-    actor_optimizer = torch.optim.Adam(actor_groups, **adam)
-    global_step = 0
-    bandits, scheduler = {}, None
+    actor_optimizer = make_optimizer(args, actor_groups, actor_lr)
+    scheduler = make_scheduler(args, args.total_timesteps // args.num_envs)
+    bandits = {}
     if args.lr_control == "bandit":
         options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
         for i, controller in enumerate(CONTROLLERS[args.bandit_scope]):
@@ -301,10 +361,7 @@ def main(argv=None):
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
     if not bandits:
-        set_rates(args.learning_rate)
-    if args.lr_control == "linear":
-        decay = [lambda _: 1 - global_step / args.total_timesteps]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(critic_optimizer, decay)
+        set_rates(scheduler.get_last_lr()[0] if scheduler else args.learning_rate)
 
     critic_loss_function, actor_loss_function = critic_loss, actor_loss
     if args.compile:
@@ -421,9 +478,9 @@ def main(argv=None):
                         losses |= update_policy(policy_noise, obs_batch)
                 if step % args.target_network_frequency == 0:
                     move_targets(list(target_critics.parameters()), list(critics.parameters()), None)
-                if scheduler:
-                    scheduler.step()
-                    set_rates(critic_lr)
+            if scheduler:
+                scheduler.step()
+                set_rates(scheduler.get_last_lr()[0])
 
         if args.eval_episodes:
             run.summary["eval_returns"] = evaluate(actor, args, device)

@@ -95,6 +95,15 @@ def given_options(argv=None):
     return {word.removeprefix("no_") for word in words}
 
 
+def check_meaning(args, given, choice, meanings):
+    """`reject` the first given option without a meaning; `meanings`: {option: values of `choice` that it goes with}."""
+    value = getattr(args, choice)
+    for option in sorted(given & meanings.keys()):
+        if value not in meanings[option]:
+            option, choice, values = option.replace("_", "-"), choice.replace("_", "-"), " or ".join(meanings[option])
+            reject(f"--{option}: has no meaning with --{choice} {value}; it needs --{choice} {values}")
+
+
 def entropy(probabilities):
     """Entropy in nats: 0 for a certainty, log K for K equal probabilities."""
     return -sum(p * math.log(p) for p in probabilities if p > 0)

@@ -331,8 +331,7 @@ def test_without_a_bandit_rounds_are_logged_without_arms(control, script, train,
     run = train(module.main, f"{small} --total-timesteps 400 --lr-control {control} --learning-rate 1e-3")
     assert run.rounds["global_step"].tolist() == list(range(84, 401, 40))
     assert np.isnan(run.rounds["arm"]).all() and not any(name.startswith("p_") for name in run.rounds)
-    # a row has the rate that the round's last update, four timesteps before, has led to
-    expected = 1e-3 * (1 - (run.rounds["global_step"] - 4) / 400) if control == "linear" else np.full(8, 1e-3)
+    expected = 1e-3 * (1 - (run.rounds["global_step"] - 1) / 400) if control == "linear" else np.full(8, 1e-3)
     assert run.rounds["learning_rate"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -519,7 +518,7 @@ BAD_INPUT = {
     "--bandit-interval 7 --train-frequency 8": "[8, inf)",
     "--bandit-window 1": "[2, inf)",
     "--bandit-decay 0": "(0, 1]",
-    "--learning-rate 1e-4": "--learning-rates",
+    "--learning-rate 1e-4": "no meaning",
     "--learning-rates 0": "1e-37",
     "--learning-rates 1e-4 1e-4": "distinct",
     "--adam-eps 0": "(0, inf)",

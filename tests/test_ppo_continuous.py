@@ -449,7 +449,7 @@ BAD_INPUT = {
     "--learning-rates nan": "[1e-37, 1e+37]",
     "--learning-rates 1e39 1e-4": "[1e-37, 1e+37]",
     "--learning-rates 1e-3 fast": "FLOAT",
-    "--learning-rate 1e-3": "--learning-rates",
+    "--learning-rate 1e-3": "no meaning",
     "--learning-rate 0 --lr-control constant": "[1e-37, 1e+37]",
     "--lr-control magic": "constant",
     "--bandit magic": "uniform",

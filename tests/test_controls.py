@@ -1,0 +1,183 @@
+"""What all training scripts promise alike of `--lr-control`, `--optimizer` and the names of arm sets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import dqn_atari_lrrl as dqn
+import iqn_atari_lrrl as iqn
+import ppo_continuous_lrrl as ppo
+import sac_mujoco_lrrl as sac
+from tests import toy_envs
+
+FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
+ATARI = "--buffer-size 500 --learning-starts 40 --exploration-steps 100 --batch-size 4 --bandit-interval 40"
+STEPS = "--env-id tests.toy_envs:StepCounter-v0 --bandit-interval 40"
+SCRIPTS = {  # module, options of a small run, timesteps of a step of the schedule
+    "dqn": (dqn, ATARI, 1),
+    "dqn of 4 games": (dqn, f"{ATARI} --num-envs 4", 4),
+    "iqn": (iqn, f"{ATARI} {FEW}", 1),
+    "ppo": (ppo, f"{STEPS} --num-steps 20 --num-minibatches 2 --update-epochs 2", 20),
+    "ppo of 2 environments": (ppo, f"{STEPS} --num-envs 2 --num-steps 20 --num-minibatches 2 --update-epochs 1", 40),
+    "sac": (sac, f"{STEPS} --batch-size 8 --learning-starts 20", 1),
+    "sac of 4 environments": (sac, f"{STEPS} --batch-size 8 --learning-starts 20 --num-envs 4", 4),
+}
+TOTAL = 240
+CONTROLS = {  # options, rate as a function of timesteps
+    "--lr-control constant --learning-rate 1e-3": lambda t: 1e-3,
+    "--lr-control linear --learning-rate 1e-3": lambda t: 1e-3 * (1 - t / TOTAL),
+    "--lr-control exponential --learning-rate 1e-3 --lr-decay-rate 0.01": lambda t: 1e-3 * math.exp(-0.01 * t),
+    "--lr-control cosine --learning-rate 1e-3": lambda t: 1e-3 * (1 + math.cos(math.pi * t / TOTAL)) / 2,
+    "--lr-control cyclic --cyclic-base-lr 1e-4 --cyclic-max-lr 1e-3 --cyclic-half-period 50": lambda t: (
+        1e-4 + 9e-4 * (1 - abs(1 - t / 50 % 2))
+    ),
+}
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request, monkeypatch):
+    """A script's module, the options of a small run, and the timesteps of an iteration of its loop."""
+    module, options, timesteps = SCRIPTS[request.param]
+    toy_envs.StepCounter.total = 0
+    monkeypatch.setattr(
+        module, "make_envs", lambda args, num_envs: toy_envs.TinyGame(num_envs, length=100), raising=False
+    )
+    return module, f"{options} --total-timesteps {TOTAL}", timesteps
+
+
+@pytest.fixture
+def optimizer_steps(monkeypatch):
+    """(class, learning rate, global step of the run) of every step of an optimizer, in order."""
+    steps = []
+    for cls in (torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD):
+
+        class Spy(cls):
+            def step(self, closure=None):
+                if self.param_groups[0]["params"][0].numel() > 1:  # not that of a schedule
+                    steps.append((type(self).__mro__[1].__name__, self.param_groups[0]["lr"].item(), self))
+                return super().step(closure)
+
+        monkeypatch.setattr(torch.optim, cls.__name__, Spy)
+    return steps
+
+
+@pytest.mark.parametrize("options", CONTROLS)
+def test_the_rate_is_the_formulas_at_every_quarter_of_a_run(options, script, monkeypatch):
+    module, small, timesteps = script
+    monkeypatch.setattr(module, "Run", lambda *args, **kwargs: pytest.fail("not wanted"))
+    args = module.parse_args(module.Args, [*small.split(), *options.split()])
+    rate, num_steps = CONTROLS[options], TOTAL // timesteps
+    scheduler = module.make_scheduler(args, num_steps)
+    rates = []
+    for _ in range(num_steps + 1):
+        rates.append(scheduler.get_last_lr()[0] if scheduler else args.learning_rate)
+        if scheduler:
+            scheduler.step()
+    for quarter in (0, 1, 2, 4):
+        n = round(num_steps * quarter / 4)
+        assert rates[n] == pytest.approx(rate(n * timesteps), rel=1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize("options", CONTROLS)
+def test_every_update_uses_the_rate_of_its_timestep(options, script, train, optimizer_steps, recwarn):
+    module, small, timesteps = script
+    train(module.main, f"{small} {options}")
+    rate = CONTROLS[options]
+    expected = np.array([rate(t) for t in range(0, TOTAL, timesteps)])
+    used = [lr for _, lr, optimizer in optimizer_steps if module is not sac or len(optimizer.param_groups) == 1]
+    assert all(np.isclose(lr, expected, rtol=1e-6, atol=0).any() for lr in used)
+    assert used[-1] == pytest.approx(expected[-1], rel=1e-5)  # the last iteration has an update, in every script
+    assert len(set(used)) == 1 if "constant" in options else len(set(used)) > 2
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_an_optimizer_is_the_one_asked_for_with_its_momentum(name, script, train, optimizer_steps):
+    module, small, _ = script
+    train(module.main, f"{small} --optimizer {name} --momentum 0.75 --lr-control constant --learning-rate 1e-5")
+    assert {kind for kind, *_ in optimizer_steps} == {{"rmsprop": "RMSprop", "sgd": "SGD"}[name]}
+    assert {step[2].param_groups[0]["momentum"] for step in optimizer_steps} == {0.75}
+
+
+def test_adamrel_counts_anew_when_the_objective_changes_and_keeps_its_moments(script, train, monkeypatch, tmp_path):
+    module, small, timesteps = script
+    counts = []
+
+    class Spy(torch.optim.Adam):
+        def step(self, closure=None):
+            before = [state["exp_avg"].abs().sum().item() for state in self.state.values()]
+            super().step(closure)
+            counts.append(next(iter(self.state.values()))["step"].item())
+            assert counts[-1] > 1 or len(counts) == 1 or all(before)
+
+    monkeypatch.setattr(torch.optim, "Adam", Spy)
+    if module is sac:
+        with pytest.raises(SystemExit) as end:
+            train(module.main, f"{small} --optimizer adamrel")
+        assert end.value.code == 2 and not (tmp_path / "runs1").exists()
+        return
+    copies = "" if module is ppo else "--target-network-frequency 60"
+    train(module.main, f"{small} --optimizer adamrel {copies}")
+    resets = [n for n in range(1, len(counts)) if counts[n] == 1]
+    if module is ppo:
+        per_rollout = len(counts) // (TOTAL // timesteps)
+        assert resets == list(range(per_rollout, len(counts), per_rollout))
+    else:  # updates follow timesteps 44, 48, … 240; copies follow 60, 120, 180, 240
+        assert resets == [5, 20, 35]
+
+
+def test_arm_sets_are_chosen_by_name_from_a_scripts_own_arms(script, train):
+    module, small, _ = script
+    run = train(module.main, f"{small} --learning-rates sparse3")
+    assert run.config["learning_rates"] == [module.Args.learning_rates[arm] for arm in (0, 2, 4)]
+    assert len(run.summary["pulls"]) == 3
+
+
+def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_it(train, optimizer_steps):
+    small = f"{STEPS} --num-steps 64 --num-minibatches 2 --update-epochs 3 --total-timesteps 320 --lr-control kl"
+    for target in ("1e6", "1e-12"):
+        optimizer_steps.clear()
+        train(ppo.main, f"{small} --target-kl {target} --learning-rate 1e-3")
+        rates = [lr for _, lr, _ in optimizer_steps]
+        epochs = rates[::2]
+        assert rates[1::2] == epochs and rates[0] == pytest.approx(1e-3)  # it changes between epochs
+        bound, factor = (1e-2, 1.5) if target == "1e6" else (1e-5, 1 / 1.5)
+        expected = [1e-3 * factor**n for n in range(len(epochs))]
+        expected = [min(rate, bound) if factor > 1 else max(rate, bound) for rate in expected]
+        assert epochs == pytest.approx(expected, rel=1e-5)
+    optimizer_steps.clear()
+    train(ppo.main, f"{small} --target-kl 1e6 --learning-rate 1e-2")
+    assert {lr for _, lr, _ in optimizer_steps} == {np.float32(1e-2)}
+
+
+WITHOUT_MEANING = [
+    ("--lr-control cosine --learning-rates sparse3", "--learning-rates"),
+    ("--lr-control constant --bandit uniform", "--bandit"),
+    ("--lr-control linear --bandit-window 3", "--bandit-window"),
+    ("--lr-control linear --bandit-step-size 3", "--bandit-step-size"),
+    ("--lr-control exponential --bandit-decay 0.3", "--bandit-decay"),
+    ("--lr-control cosine --lr-decay-rate 1e-7", "--lr-decay-rate"),
+    ("--lr-decay-rate 1e-7", "--lr-decay-rate"),
+    ("--lr-control cyclic --learning-rate 1e-3", "--learning-rate"),
+    ("--lr-control linear --cyclic-base-lr 1e-5", "--cyclic-base-lr"),
+    ("--lr-control linear --cyclic-max-lr 1e-5", "--cyclic-max-lr"),
+    ("--cyclic-half-period 10", "--cyclic-half-period"),
+    ("--momentum 0.5", "--momentum"),
+    ("--lr-control exponential --lr-decay-rate -1", "--lr-decay-rate"),
+    ("--lr-control cyclic --cyclic-half-period 0", "--cyclic-half-period"),
+    ("--lr-control cyclic --cyclic-base-lr 0.5 --cyclic-max-lr 0.1", "--cyclic-max-lr"),
+    ("--optimizer sgd --momentum 1", "--momentum"),
+    ("--optimizer adamw", "--optimizer"),
+    ("--learning-rates lowest4", "--learning-rates"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), WITHOUT_MEANING)
+@pytest.mark.parametrize("module", [dqn, iqn, ppo, sac], ids=["dqn", "iqn", "ppo", "sac"])
+def test_an_option_without_a_meaning_is_an_error(options, named, module, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        module.main([*options.split(), "--run-dir", str(tmp_path / "runs")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and named in error and not (tmp_path / "runs").exists(), error
