@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import BANDITS, LRRL, Bandit, Uniform, make_bandit
+from bandits import ARM_SETS, BANDITS, LRRL, ArmSet, Bandit, Uniform, make_bandit
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 any_finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -24,6 +25,11 @@ def play(bandit, performances):
         arms.append(bandit.pull())
         bandit.update(performance)
     return arms
+
+
+def test_arm_sets_are_the_papers():
+    sets = {"all5": ARMS, "lowest3": ARMS[:3], "middle3": ARMS[1:4], "highest3": ARMS[2:], "sparse3": ARMS[::2]}
+    assert {name: ARMS[arms] for name, arms in ARM_SETS.items()} == sets and set(get_args(ArmSet)) == set(sets)
 
 
 def test_lrrl_follows_the_recursion_worked_out_by_hand():
