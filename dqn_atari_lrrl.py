@@ -212,9 +212,8 @@ def make_optimizer(args, parameters, learning_rate):
     if args.optimizer == "rmsprop":
         options = {"alpha": 0.95, "eps": args.adam_eps, "momentum": args.momentum}
         return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    return torch.optim.Adam(
-        parameters, lr=learning_rate, eps=args.adam_eps, fused=True, capturable=learning_rate.is_cuda
-    )
+    captured = args.compile and learning_rate.is_cuda
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=args.adam_eps, fused=True, capturable=captured)
 
 
 def make_scheduler(args, num_steps):
@@ -334,14 +333,20 @@ def evaluate(q_network, args):
     """Raw returns of `args.eval_episodes` games."""
     rng = np.random.default_rng(args.seed)
     envs = make_envs(args, 1)
-    obs, _ = envs.reset(seed=args.seed)
-    returns = [0.0]
+    has_fire = ale_py.Action.FIRE in envs.ale.get_action_set()
+    obs, info = envs.reset(seed=args.seed)
+    returns, lives, life_lost = [0.0], info["lives"], np.array([False])
     while len(returns) <= args.eval_episodes:
-        obs, rewards, terminations, truncations, _ = envs.step(act(q_network, args, obs, args.eval_e, rng))
+        actions = act(q_network, args, obs, args.eval_e, rng)
+        if args.fire_reset and has_fire:
+            actions[life_lost] = 1  # as in training
+        obs, rewards, terminations, truncations, info = envs.step(actions)
+        life_lost, lives = info["lives"] < lives, info["lives"]
         returns[-1] += float(rewards[0])
         if terminations[0] or truncations[0]:
             returns.append(0.0)
-            obs, _ = envs.reset()
+            obs, info = envs.reset()
+            lives, life_lost = info["lives"], np.array([False])
     return returns[:-1]
 
 
@@ -534,10 +539,10 @@ def main(argv=None):
                 scheduler.step()
                 learning_rate.fill_(scheduler.get_last_lr()[0])
 
-        if args.eval_episodes:
-            run.summary["eval_returns"] = evaluate(q_network, args)
         if args.save_model:
             torch.save({"q_network": q_network.state_dict()}, run.folder / "model.pt")
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(q_network, args)
 
 
 if __name__ == "__main__":

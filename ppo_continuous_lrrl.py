@@ -244,7 +244,7 @@ def make_optimizer(args, parameters, learning_rate):
     if args.optimizer == "rmsprop":
         options = {"alpha": 0.95, "eps": 1e-5, "momentum": args.momentum}
         return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True, capturable=learning_rate.is_cuda)
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
 
 
 def make_scheduler(args, num_steps):
@@ -461,11 +461,11 @@ def main(argv=None):
             if not torch.isfinite(parameters).all():
                 raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
 
-        if args.eval_episodes:
-            run.summary["eval_returns"] = evaluate(agent, obs_stats, args)
         if args.save_model:
             statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}
             torch.save({"agent": agent.state_dict()} | statistics, run.folder / "model.pt")
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(agent, obs_stats, args)
 
 
 if __name__ == "__main__":

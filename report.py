@@ -51,13 +51,15 @@ def read_runs(folder):
             reason = "no episode has ended" if summary["status"] == "finished" else summary["status"]
             print(f"left out: {path.parent} ({reason})", file=sys.stderr)
             continue
-        fixed = f"{config['lr_control']} {config['learning_rate']:g}"
-        name = config["bandit"] if config["lr_control"] == "bandit" else fixed
+        control = config["lr_control"]
+        fixed = control if control == "cyclic" else f"{control} {config['learning_rate']:g}"
+        name = config["bandit"] if control == "bandit" else fixed
         run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
         groups.setdefault((config["env_id"], name), []).append(run)
     for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):
         options = [{key: value for key, value in run["config"].items() if key not in NO_OPTIONS} for run in group]
-        differing = [key for key in options[0] if any(other.get(key) != options[0][key] for other in options)]
+        keys = dict.fromkeys(key for these in options for key in these)
+        differing = [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
         for run in sorted(group, key=lambda run: run["config"]["seed"]):
             settings = ", ".join(f"{key} {run['config'].get(key)}" for key in differing)
             runs.setdefault((task, f"{name} ({settings})" if settings else name), []).append(run)
@@ -89,9 +91,9 @@ def paired_difference(group, baseline):
     seeds = sorted(a.keys() & b.keys())
     if group is baseline or len(seeds) < 2:
         return ""
-    result = ttest_rel([a[seed] for seed in seeds], [b[seed] for seed in seeds])
-    low, high = result.confidence_interval(0.95)
-    return f"{show((low + high) / 2)} [{show(low)}, {show(high)}]"
+    ours, theirs = np.array([(a[seed], b[seed]) for seed in seeds]).T
+    low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
+    return f"{show(np.mean(ours - theirs))} [{show(low)}, {show(high)}], {len(seeds)} pairs"
 
 
 def make_table(runs, baseline=None):

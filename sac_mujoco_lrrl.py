@@ -13,9 +13,6 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-if sys.platform == "linux" and "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # gymnasium would open a window
-
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -29,6 +26,8 @@ from bandits import ARM_SETS, ArmSet, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # lets a machine without a screen record videos
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Args:
     cuda: bool = True
     """whether to use a GPU if there is one"""
     compile: bool = False
-    """whether to compile the losses with torch.compile; on a GPU an update is one CUDA graph then"""
+    """whether to compile the critics' loss; on a GPU the policy's too, and an update of either is a CUDA graph then"""
     track: bool = False
     """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
     wandb_project_name: str = "lrrl"
@@ -75,7 +74,7 @@ class Args:
     learning_starts: int = 5_000
     """timesteps of random actions before the first update"""
     policy_frequency: int = 2
-    """timesteps between updates of the policy, which are as many at a time"""
+    """timesteps between turns of the policy, each of as many updates"""
     target_network_frequency: int = 1
     """timesteps between updates of the target critics"""
     autotune: bool = True
@@ -150,6 +149,9 @@ def make_env(args, render=False):
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
+LOG_STD_MIN, LOG_STD_MAX = -5, 2
+
+
 class Actor(nn.Module):
     """A Gaussian policy squashed by tanh into the box from `low` to `high`, (action_size,) each."""
 
@@ -168,7 +170,7 @@ class Actor(nn.Module):
     def forward(self, obs):
         """Mean and log standard deviation of the Gaussian, (batch, action_size) each."""
         mean, log_std = self.layers(obs).chunk(2, -1)
-        return mean, 3.5 * torch.tanh(log_std) - 1.5  # from -5 to 2
+        return mean, LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1) / 2
 
     def get_action(self, obs, noise):
         """Actions for `noise` of their shape: standard normal to draw them, 0 for the mean's."""
@@ -257,7 +259,8 @@ def make_optimizer(args, parameters, learning_rate):
     if args.optimizer == "rmsprop":
         options = {"alpha": 0.95, "eps": 1e-8, "momentum": args.momentum}
         return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True, capturable=learning_rate.is_cuda)
+    captured = args.compile and learning_rate.is_cuda
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True, capturable=captured)
 
 
 def make_scheduler(args, num_steps):
@@ -287,12 +290,12 @@ def evaluate(actor, args, device):
     """Returns of `args.eval_episodes` episodes of the mean action."""
     returns = []
     with make_env(args) as env, torch.no_grad():
-        shape = env.action_space.shape
+        shape, low, high = env.action_space.shape, env.action_space.low, env.action_space.high
         for episode in range(args.eval_episodes):
             obs, info = env.reset(seed=args.seed + episode)
             while "episode" not in info:
                 action = actor.get_action(torch.tensor(obs, dtype=torch.float32, device=device), 0)
-                obs, _, _, _, info = env.step(action.cpu().numpy().reshape(shape))
+                obs, _, _, _, info = env.step(action.cpu().numpy().reshape(shape).clip(low, high))
             returns.append(float(info["episode"]["r"]))
     return returns
 
@@ -303,6 +306,9 @@ def main(argv=None):
     if scope in ("critic", "actor"):
         given.discard("learning_rate")  # has a meaning then: it is the rate of what the bandit does not control
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "autotune", {"alpha": (False,), "alpha_lr_ratio": (True,)})
+    if scope:
+        check_meaning(args, given, "bandit_scope", {"policy_lr_ratio": ("joint", "critic")})
     check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
     if isinstance(args.learning_rates, str):
         args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
@@ -331,10 +337,10 @@ def main(argv=None):
     envs = [make_env(args, render=args.capture_video and i == 0) for i in range(args.num_envs)]
     obs_size = envs[0].observation_space.shape[0]
     low, high = envs[0].action_space.low.ravel(), envs[0].action_space.high.ravel()
-    action_shape = envs[0].action_space.shape
+    action_shape, action_size = envs[0].action_space.shape, low.size
 
     actor = Actor(obs_size, low, high).to(device)
-    critics = TwinCritics(obs_size, low.size).to(device)
+    critics = TwinCritics(obs_size, action_size).to(device)
     target_critics = copy.deepcopy(critics).requires_grad_(False)
     move_targets = get_ema_multi_avg_fn(1 - args.tau)
     log_alpha = torch.tensor(0.0 if args.autotune else math.log(args.alpha), device=device, requires_grad=args.autotune)
@@ -379,11 +385,11 @@ def main(argv=None):
         critics.requires_grad_(False)  # the gradient goes through them, they need none of their own
         loss, log_probs = actor_loss_function(actor, critics, log_alpha, obs, noise)
         critics.requires_grad_(True)
-        alpha_loss = -log_alpha.exp() * (log_probs.mean() - low.size)  # arXiv 1812.05905, eq. 18
+        alpha_loss = -log_alpha.exp() * (log_probs.mean() - action_size)  # arXiv 1812.05905, eq. 18
         actor_optimizer.zero_grad()
         (loss + alpha_loss).backward()
         actor_optimizer.step()
-        losses = {"actor_loss": loss, "alpha_loss": alpha_loss, "alpha": log_alpha.exp()}
+        losses = {"actor_loss": loss, "alpha": log_alpha.exp()} | ({"alpha_loss": alpha_loss} if args.autotune else {})
         return {f"losses/{name}": value.detach() for name, value in losses.items()}
 
     if args.compile and on_gpu:
@@ -391,7 +397,7 @@ def main(argv=None):
 
         update_critics, update_policy = (CudaGraphModule(f, warmup=3) for f in (update_critics, update_policy))
 
-    replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_size, low.size, device)
+    replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_size, action_size, device)
 
     def reset(env):
         """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
@@ -412,10 +418,10 @@ def main(argv=None):
 
             # ACT
             if global_step <= args.learning_starts:
-                actions = rng.uniform(low, high, (args.num_envs, low.size)).astype(np.float32)
+                actions = rng.uniform(low, high, (args.num_envs, action_size)).astype(np.float32)
             else:
                 with torch.no_grad():
-                    noise = torch.randn((args.num_envs, low.size), device=device)
+                    noise = torch.randn((args.num_envs, action_size), device=device)
                     actions = actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
                 if not np.isfinite(actions).all():
                     rates = f"{get_rate(critic_lr):g} (critics) and {get_rate(actor_lr):g} (policy)"
@@ -466,12 +472,13 @@ def main(argv=None):
                 if losses:
                     scalars = {name: value.item() for name, value in losses.items()}
                     run.log_scalars(scalars, global_step)
-                run.progress(global_step, get_rate(critic_lr) if losses else None)
+                shown_lr = actor_lr if scope == "actor" else critic_lr
+                run.progress(global_step, get_rate(shown_lr) if losses else None)
 
             # LEARN
             for step in range(max(previous_step, args.learning_starts) + 1, global_step + 1):
                 obs_batch, *others = replay.sample(rng, args.batch_size)
-                noise = torch.randn((1 + args.policy_frequency, args.batch_size, low.size), device=device)
+                noise = torch.randn((1 + args.policy_frequency, args.batch_size, action_size), device=device)
                 losses |= update_critics(noise[0], obs_batch, *others)
                 if step % args.policy_frequency == 0:
                     for policy_noise in noise[1:]:
@@ -482,10 +489,10 @@ def main(argv=None):
                 scheduler.step()
                 set_rates(scheduler.get_last_lr()[0])
 
-        if args.eval_episodes:
-            run.summary["eval_returns"] = evaluate(actor, args, device)
         if args.save_model:
             torch.save({"actor": actor.state_dict(), "critics": critics.state_dict()}, run.folder / "model.pt")
+        if args.eval_episodes:
+            run.summary["eval_returns"] = evaluate(actor, args, device)
 
 
 if __name__ == "__main__":

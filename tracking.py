@@ -100,7 +100,11 @@ def check_meaning(args, given, choice, meanings):
     value = getattr(args, choice)
     for option in sorted(given & meanings.keys()):
         if value not in meanings[option]:
-            option, choice, values = option.replace("_", "-"), choice.replace("_", "-"), " or ".join(meanings[option])
+            option, choice, values = (
+                option.replace("_", "-"),
+                choice.replace("_", "-"),
+                " or ".join(map(str, meanings[option])),
+            )
             reject(f"--{option}: has no meaning with --{choice} {value}; it needs --{choice} {values}")
 
 

@@ -65,7 +65,7 @@ def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
     report.main([str(tmp_path), "--baseline", "uniform"])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     # differences 1, 2, 3: mean 2, deviation 1; Student's t of two degrees of freedom is 4.303
-    assert [row[-1] for row in rows] == [f"2 [{2 - 4.303 / 3**0.5:.3g}, {2 + 4.303 / 3**0.5:.3g}]", ""]
+    assert [row[-1] for row in rows] == [f"2 [{2 - 4.303 / 3**0.5:.3g}, {2 + 4.303 / 3**0.5:.3g}], 3 pairs", ""]
     with pytest.raises(SystemExit) as end:
         report.main([str(tmp_path), "--baseline", "unifrom"])
     assert end.value.code == 2 and "must be one of lrrl, uniform" in capsys.readouterr().err
