@@ -426,6 +426,17 @@ def test_videos_show_the_games_again_and_the_saved_model_plays(train, monkeypatc
     dqn.QNetwork(4).load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
 
 
+def test_an_evaluation_presses_fire_in_every_life_where_training_does(monkeypatch):
+    args = dqn.parse_args(dqn.Args, ["--preset", "cleanrl", "--eval-episodes", "1"], presets={"cleanrl": dqn.CLEANRL})
+    noop = lambda q_network, args, obs, epsilon, rng: np.zeros(len(obs), int)  # noqa: E731
+    monkeypatch.setattr(dqn, "act", noop)
+    played = []
+    step = dqn.AtariVectorEnv.step
+    monkeypatch.setattr(dqn.AtariVectorEnv, "step", lambda self, a: played.append(int(a[0])) or step(self, a))
+    assert len(dqn.evaluate(None, args)) == 1
+    assert played.count(1) == 4 and len(played) < 1000  # five lives, the reset starts the first
+
+
 def test_presets_fill_what_is_not_given(train, monkeypatch):
     play(monkeypatch, dqn, TinyGame())
     short = "--total-timesteps 100 --learning-starts 50 --buffer-size 100 --lr-control constant"

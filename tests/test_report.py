@@ -57,6 +57,13 @@ def test_runs_with_other_options_are_not_pooled_and_a_seed_counts_once(tmp_path,
     assert end.value.code == 2 and "more than once" in capsys.readouterr().err
 
 
+def test_runs_of_different_scripts_and_scopes_are_not_pooled_whichever_comes_first(tmp_path):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, exp_name="ppo", num_steps=2048)
+    write_run(tmp_path, "Hopper-v5", 1, 20.0, exp_name="sac", bandit_scope="joint")
+    write_run(tmp_path, "Hopper-v5", 2, 30.0, exp_name="sac", bandit_scope="separate")
+    assert [len(group) for group in report.read_runs(tmp_path).values()] == [1, 1, 1]
+
+
 def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
     for seed, ours, theirs in [(1, 11.0, 10.0), (2, 22.0, 20.0), (3, 33.0, 30.0)]:
         write_run(tmp_path, "Hopper-v5", seed, ours)
