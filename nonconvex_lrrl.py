@@ -210,16 +210,19 @@ def quartiles(x):
 
 
 def make_report(results):
-    """Markdown: a table of mean ranks over the functions, and one of values for each function and optimizer."""
+    """Markdown: a table of means over the functions, and one of values for each function."""
     variants = list(next(iter(results.values()))["sgd"])
-    ranks = {}
+    ranks, diverged = {}, {}
     for optimizer in OPTIMIZERS:
         medians = np.array([[np.median(lives[optimizer][v]["final"]) for v in variants] for lives in results.values()])
         ranks[optimizer] = np.mean([[(row < value).sum() + 1 for value in row] for row in medians], axis=0)
-    lines = ["Mean rank over the functions of the median final value, 1 is the lowest:", ""]
-    lines += [f"| variant | {' | '.join(OPTIMIZERS)} |", "|-|" + "-|" * len(OPTIMIZERS)]
+        diverged[optimizer] = [np.mean([x[optimizer][v]["diverged"] for x in results.values()]) for v in variants]
+    lines = ["Means over the functions: the rank of the median final value (1 is the lowest), the share diverged.", ""]
+    lines += [f"| variant | {' | '.join(f'{o}: rank | {o}: diverged' for o in OPTIMIZERS)} |"]
+    lines += ["|-|" + "-|" * 2 * len(OPTIMIZERS)]
     for i, variant in enumerate(variants):
-        lines.append(f"| {variant} | {' | '.join(f'{ranks[optimizer][i]:.1f}' for optimizer in OPTIMIZERS)} |")
+        cells = [f"{ranks[optimizer][i]:.1f} | {diverged[optimizer][i]:.0%}" for optimizer in OPTIMIZERS]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
     for name, lives in results.items():
         lines += ["", f"## {name}", "", "Values above the minimum: median [quartiles] over lives.", ""]
         lines += ["| optimizer | variant | final value | mean value over the steps | diverged |", "|-|-|-|-|-|"]
