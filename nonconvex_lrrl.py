@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import BANDITS, make_bandit
+from bandits import ARM_SETS, BANDITS, ArmSet, make_bandit
 from tracking import check, parse_args, reject, reject_errors
 
 matplotlib.use("Agg")
@@ -46,8 +46,8 @@ class Args:
     """d of the exponential schedule, learning-rate × exp(−d t), with t in gradient steps"""
     cyclic_half_period: int = 50
     """gradient steps in which the cyclic schedule goes from the lowest arm to the highest"""
-    learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """the bandits' arms, each of which is also tried alone"""
+    learning_rates: tuple[float, ...] | ArmSet = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """the bandits' arms, each also tried alone: rates, or some of these by name (all5, lowest3, middle3, …)"""
     bandit_interval: int = 10
     """κ, gradient steps of a round"""
     bandit_step_size: float = 0.2
@@ -235,6 +235,8 @@ def make_report(results):
 
 def main(argv=None):
     args = parse_args(Args, argv)
+    if isinstance(args.learning_rates, str):
+        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
     check(args, "[0, 4294967295]", "seed")
     check(args, "[1, inf)", "num_seeds", "num_starts", "num_steps", "cyclic_half_period")
     check(args, f"[1, {args.num_steps}]", "bandit_interval")

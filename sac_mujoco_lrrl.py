@@ -83,7 +83,7 @@ class Args:
     """the temperature where it is not learnt"""
 
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    """of critics, policy and temperature alike"""
+    """of critics, policy and temperature alike (no adamrel: SAC's objective has no moment at which it changes)"""
     momentum: float = 0.9
     """of rmsprop and sgd"""
 

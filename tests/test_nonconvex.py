@@ -135,6 +135,12 @@ def test_one_call_leaves_every_variant_in_table_csv_and_figures_and_repeats(tmp_
     assert f"| adam | linear | {median:.3g} [" in report.split("## ackley")[1]
 
 
+def test_arms_have_names_too(tmp_path, capsys):
+    nonconvex.main([*SMALL, "--learning-rates", "sparse3", "--run-dir", str(tmp_path / "a")])
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.split("## ")[0].splitlines() if "|" in line]
+    assert [row for row in rows if "constant" in row] == ["constant 0.0001", "constant 0.01", "constant 1"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
