@@ -325,6 +325,7 @@ def main(argv=None):
     check(args, f"[{args.num_envs}, inf)", "bandit_interval")
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
+    check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})
     check(args, f"[{args.batch_size}, {args.total_timesteps})", "learning_starts")
 
     # SET UP
@@ -345,6 +346,7 @@ def main(argv=None):
     move_targets = get_ema_multi_avg_fn(1 - args.tau)
     log_alpha = torch.tensor(0.0 if args.autotune else math.log(args.alpha), device=device, requires_grad=args.autotune)
     critic_lr, actor_lr, alpha_lr = (torch.zeros((), device=device) for _ in range(3))
+    controlled_lr = {"critic": critic_lr, "actor": actor_lr}
     critic_optimizer = make_optimizer(args, critics.parameters(), critic_lr)
     actor_groups = [{"params": actor.parameters(), "lr": actor_lr}, {"params": [log_alpha], "lr": alpha_lr}]
     actor_optimizer = make_optimizer(args, actor_groups, actor_lr)
@@ -356,12 +358,13 @@ def main(argv=None):
             with reject_errors("--learning-rates"):
                 bandits[controller] = make_bandit(args.bandit, args.learning_rates, **options, seed=(args.seed, i))
 
-    def set_rates(critic_rate):
-        """Write the critics' rate, and the two that follow it, `--learning-rate` or a bandit of their own."""
-        critic_lr.copy_(critic_rate)
-        base = args.learning_rate if scope in ("critic", "actor") else critic_lr
-        actor_lr.copy_(bandits["actor"].learning_rate if "actor" in bandits else base * args.policy_lr_ratio)
-        alpha_lr.copy_(base * args.alpha_lr_ratio)
+    def set_rates(base):
+        """Write the three rates, from the bandits' arms and from `base`, which is that of --learning-rate now."""
+        arms = {controller: bandit.learning_rate for controller, bandit in bandits.items()}
+        critic_lr.fill_(critic_rate := arms.get("critic", base))
+        followed = base if scope in ("critic", "actor") else critic_rate
+        actor_lr.fill_(arms.get("actor", followed * args.policy_lr_ratio))
+        alpha_lr.fill_(followed * args.alpha_lr_ratio)
 
     def get_rate(learning_rate):
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
@@ -458,21 +461,21 @@ def main(argv=None):
                 if not bandits:
                     run.log_round(global_step, get_rate(critic_lr), performance)
                 for controller, bandit in bandits.items():
-                    rate = get_rate({"critic": critic_lr, "actor": actor_lr}[controller])
+                    rate = get_rate(controlled_lr[controller])
                     credit = bandit.arm, bandit.probabilities, bandit.update(performance)
                     run.log_round(global_step, rate, performance, *credit, controller=controller)
                 round_steps, round_reward, round_returns = 0, 0.0, []
             if bandits and round_steps == 0 and global_step > args.learning_starts:
                 for bandit in bandits.values():
                     bandit.pull()
-                set_rates(bandits["critic"].learning_rate if "critic" in bandits else args.learning_rate)
+                set_rates(args.learning_rate)
 
             # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
             if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
                 if losses:
                     scalars = {name: value.item() for name, value in losses.items()}
                     run.log_scalars(scalars, global_step)
-                shown_lr = actor_lr if scope == "actor" else critic_lr
+                shown_lr = controlled_lr["actor" if scope == "actor" else "critic"]
                 run.progress(global_step, get_rate(shown_lr) if losses else None)
 
             # LEARN

@@ -83,7 +83,8 @@ def parse_args(args_class, argv=None, presets=None):
         if not end.code:  # --help
             raise
     text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", captured.getvalue())  # without colours and boxes
-    message, *details = re.split(r"─{3,}\s*\n", text.split("\n", 1)[1])
+    _title, body = text.split("\n", 1)
+    message, *details = filter(str.strip, re.split(r"[─-]{4,}\s*\n", body))  # a terminal without UTF-8 gets hyphens
     usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
     reject(message.strip() + (f"; usage: {usage[1]}" if usage else ""))
 

@@ -150,34 +150,3 @@ def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_
     optimizer_steps.clear()
     train(ppo.main, f"{small} --target-kl 1e6 --learning-rate 1e-2")
     assert {lr for _, lr, _ in optimizer_steps} == {np.float32(1e-2)}
-
-
-WITHOUT_MEANING = [
-    ("--lr-control cosine --learning-rates sparse3", "--learning-rates"),
-    ("--lr-control constant --bandit uniform", "--bandit"),
-    ("--lr-control linear --bandit-window 3", "--bandit-window"),
-    ("--lr-control linear --bandit-step-size 3", "--bandit-step-size"),
-    ("--lr-control exponential --bandit-decay 0.3", "--bandit-decay"),
-    ("--lr-control cosine --lr-decay-rate 1e-7", "--lr-decay-rate"),
-    ("--lr-decay-rate 1e-7", "--lr-decay-rate"),
-    ("--lr-control cyclic --learning-rate 1e-3", "--learning-rate"),
-    ("--lr-control linear --cyclic-base-lr 1e-5", "--cyclic-base-lr"),
-    ("--lr-control linear --cyclic-max-lr 1e-5", "--cyclic-max-lr"),
-    ("--cyclic-half-period 10", "--cyclic-half-period"),
-    ("--momentum 0.5", "--momentum"),
-    ("--lr-control exponential --lr-decay-rate -1", "--lr-decay-rate"),
-    ("--lr-control cyclic --cyclic-half-period 0", "--cyclic-half-period"),
-    ("--lr-control cyclic --cyclic-base-lr 0.5 --cyclic-max-lr 0.1", "--cyclic-max-lr"),
-    ("--optimizer sgd --momentum 1", "--momentum"),
-    ("--optimizer adamw", "--optimizer"),
-    ("--learning-rates lowest4", "--learning-rates"),
-]
-
-
-@pytest.mark.parametrize(("options", "named"), WITHOUT_MEANING)
-@pytest.mark.parametrize("module", [dqn, iqn, ppo, sac], ids=["dqn", "iqn", "ppo", "sac"])
-def test_an_option_without_a_meaning_is_an_error(options, named, module, capsys, tmp_path):
-    with pytest.raises(SystemExit) as end:
-        module.main([*options.split(), "--run-dir", str(tmp_path / "runs")])
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and named in error and not (tmp_path / "runs").exists(), error

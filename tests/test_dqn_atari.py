@@ -505,54 +505,6 @@ def test_an_interrupted_run_keeps_everything_and_says_so(start, tmp_path):
     assert run.summary["status"] == "interrupted" and run.summary["global_step"] >= 100 and len(run.rounds["round"]) > 1
 
 
-BAD_INPUT = {
-    "--env-id BreakoutNoFrameskp-v4": "nearest: BreakoutNoFrameskip-v4",
-    "--env-id ALE/Breakot-v5": "nearest: ALE/Breakout-v5",
-    "--env-id Breakout-v4": "must be an Atari game",
-    "--env-id CartPole-v1": "must be an Atari game",
-    "--total-timesteps 0": "[1, inf)",
-    "--num-envs 0": "[1, inf)",
-    "--batch-size 0": "[1, inf)",
-    "--buffer-size 31": "[32, inf)",
-    "--buffer-size 80 --num-envs 16": "[144, inf)",
-    "--learning-starts 1000 --total-timesteps 1000": "1000)",
-    "--learning-starts 1": "[2, ",
-    "--train-frequency 0": "[1, inf)",
-    "--target-network-frequency 0": "[1, inf)",
-    "--update-horizon 0": "[1, inf)",
-    "--exploration-steps 0": "[1, inf)",
-    "--exploration-fraction 0": "(0, 1]",
-    "--exploration-fraction 0.1 --exploration-steps 5": "--exploration-steps",
-    "--start-e 1.1": "[0, 1]",
-    "--gamma 1.5": "[0, 1]",
-    "--bandit-interval 3": "[4, inf)",
-    "--bandit-interval 7 --train-frequency 8": "[8, inf)",
-    "--bandit-window 1": "[2, inf)",
-    "--bandit-decay 0": "(0, 1]",
-    "--learning-rate 1e-4": "no meaning",
-    "--learning-rates 0": "1e-37",
-    "--learning-rates 1e-4 1e-4": "distinct",
-    "--adam-eps 0": "(0, inf)",
-    "--preset rainbow": "dopamine",
-    "--seed -1": "[0, 4294967295]",
-    "--buffer-size 100000000": "needs 353.2 GB",
-}
-
-
-@pytest.mark.parametrize("options", BAD_INPUT)
-def test_bad_input_is_one_line_that_names_the_option_with_code_2_and_leaves_no_folder(
-    options, script, capsys, tmp_path
-):
-    module, _ = script
-    parent = tmp_path / "runs"
-    with pytest.raises(SystemExit) as end:
-        module.main([*options.split(), "--run-dir", str(parent)])
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and not parent.exists()
-    assert options.split()[0] in error, error
-    assert BAD_INPUT[options] in error or module is iqn, error
-
-
 def test_a_replay_that_does_not_fit_is_told_what_it_needs(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000_000))
     with pytest.raises(SystemExit) as end:

@@ -417,68 +417,6 @@ def test_an_environment_that_returns_nan_is_named_and_not_the_learning_rate(trai
     assert end.value.code == 3 and "StepCounter-v0 has returned" in error
 
 
-BAD_INPUT = {
-    "--env-id HalfCheeta-v5": "HalfCheetah",
-    "--env-id HalfCheetah-v99": "HalfCheetah",
-    "--env-id HalfCheetah-v3": "v3",
-    "--env-id no.such.module:Foo-v0": "no",
-    "--env-id CartPole-v1": "Box",
-    "--total-timesteps 0": "2048",
-    "--total-timesteps -5": "2048",
-    "--total-timesteps 2047": "2048",
-    "--total-timesteps 1e5": "INT",
-    "--num-envs 0": "[1, inf)",
-    "--num-steps 0": "[1, inf)",
-    "--num-minibatches 0": "[1, inf)",
-    "--num-minibatches 7": "2048",
-    "--num-minibatches 2048": "2048",
-    "--update-epochs 0": "[1, inf)",
-    "--seed -1": "[0, 4294967295]",
-    "--seed one": "INT",
-    "--eval-episodes -1": "[0, 4294967295]",
-    "--gamma 1.01": "[0, 1]",
-    "--gae-lambda nan": "[0, 1]",
-    "--clip-coef 0": "(0, inf)",
-    "--max-grad-norm -1": "(0, inf)",
-    "--vf-coef inf": "[0, inf)",
-    "--ent-coef -0.1": "[0, inf)",
-    "--learning-rates": "at least one",
-    "--learning-rates 1e-3 1e-3": "distinct",
-    "--learning-rates 0": "[1e-37, 1e+37]",
-    "--learning-rates 1e-3 -1e-3": "-0.001",
-    "--learning-rates nan": "[1e-37, 1e+37]",
-    "--learning-rates 1e39 1e-4": "[1e-37, 1e+37]",
-    "--learning-rates 1e-3 fast": "FLOAT",
-    "--learning-rate 1e-3": "no meaning",
-    "--learning-rate 0 --lr-control constant": "[1e-37, 1e+37]",
-    "--lr-control magic": "constant",
-    "--bandit magic": "uniform",
-    "--bandit-interval 0": "[1, inf)",
-    "--bandit-step-size 0": "(0, inf)",
-    "--bandit-decay 1.5": "(0, 1]",
-    "--bandit-window 1": "[2, inf)",
-    "--bandit-feedback applause": "return",
-    "--no-such-option 3": "no-such-option",
-}
-
-
-@pytest.mark.parametrize("options", BAD_INPUT)
-def test_bad_input_is_one_line_that_names_the_option_with_code_2_and_leaves_no_folder(options, capsys, tmp_path):
-    parent = tmp_path / "runs"
-    with pytest.raises(SystemExit) as end:
-        ppo.main([*options.split(), "--run-dir", str(parent)])
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and not parent.exists()
-    assert options.split()[0] in error and BAD_INPUT[options] in error, error
-
-
-@pytest.mark.parametrize("options", ["--env-id CartPole-v1", "--seed x", "--learning-rates 1 1"])
-def test_bad_input_of_a_real_process_shows_no_traceback(options, start, tmp_path):
-    output, error = (process := start(f"{SCRIPT} {options}")).communicate(timeout=60)
-    assert process.returncode == 2 and output == "" and error.count("\n") == 1 and error.startswith(SCRIPT)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_run_dir_that_cannot_be_written_is_named(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as end:

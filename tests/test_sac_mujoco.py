@@ -3,7 +3,6 @@
 import math
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -382,59 +381,3 @@ def test_an_environment_that_returns_nan_is_named_and_not_the_learning_rate(trai
     with pytest.raises(SystemExit) as end:
         train(sac.main, f"{step_counter} --total-timesteps 100")
     assert end.value.code == 3 and "StepCounter-v0 has returned" in capsys.readouterr().err
-
-
-BAD_INPUT = {
-    "--env-id Hoper-v5": "Hopper",
-    "--env-id CartPole-v1": "Box",
-    "--env-id tests.test_sac_mujoco:Unbounded-v0": "bounds",
-    "--total-timesteps 0": "[1, inf)",
-    "--num-envs 0": "[1, inf)",
-    "--batch-size 0": "[1, inf)",
-    "--batch-size 5001": "[5001, 1000000)",
-    "--buffer-size 255": "[256, inf)",
-    "--learning-starts 1000 --total-timesteps 1000": "1000)",
-    "--learning-starts 255": "[256, ",
-    "--policy-lr-ratio 0": "(0, inf)",
-    "--policy-lr-ratio -0.3": "(0, inf)",
-    "--alpha-lr-ratio 0": "(0, inf)",
-    "--alpha-lr-ratio nan": "(0, inf)",
-    "--policy-frequency 0": "[1, inf)",
-    "--target-network-frequency 0": "[1, inf)",
-    "--tau 0": "(0, 1]",
-    "--gamma 1.5": "[0, 1]",
-    "--no-autotune --alpha 0": "(0, inf)",
-    "--seed -1": "[0, 4294967295]",
-    "--eval-episodes -1": "[0, 4294967295]",
-    "--bandit-scope all": "separate",
-    "--bandit-interval 0": "[1, inf)",
-    "--bandit-window 1": "[2, inf)",
-    "--bandit-decay 0": "(0, 1]",
-    "--bandit-step-size inf": "(0, inf)",
-    "--learning-rate 1e-3": "no meaning",
-    "--bandit-scope separate --learning-rate 1e-3": "no meaning",
-    "--bandit-scope actor --policy-lr-ratio 0.1": "no meaning",
-    "--lr-control constant --bandit-scope actor": "no meaning",
-    "--alpha 0.1": "no meaning",
-    "--no-autotune --alpha-lr-ratio 2": "no meaning",
-    "--learning-rates 1e-3 1e-3": "distinct",
-    "--learning-rates 0": "[1e-37, 1e+37]",
-}
-
-
-class Unbounded(toy_envs.StepCounter):
-    action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
-
-
-gym.register("Unbounded-v0", Unbounded)
-
-
-@pytest.mark.parametrize("options", BAD_INPUT)
-def test_bad_input_is_one_line_that_names_the_option_with_code_2_and_leaves_no_folder(options, capsys, tmp_path):
-    parent = tmp_path / "runs"
-    with pytest.raises(SystemExit) as end:
-        sac.main([*options.split(), "--run-dir", str(parent)])
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and not parent.exists()
-    named = [word for word in options.split() if word.startswith("--")] + ["--learning-starts"]
-    assert any(name in error for name in named) and BAD_INPUT[options] in error, error
