@@ -43,7 +43,7 @@ class Args:
     compile: bool = False
     """whether to compile the loss with torch.compile; on a GPU the whole update is one CUDA graph then"""
     amp: bool = False
-    """whether networks run in bfloat16 (their parameters, the targets and the loss stay float32)"""
+    """whether networks run in bfloat16, Q-values included (parameters, their updates and the loss stay float32)"""
     track: bool = False
     """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
     wandb_project_name: str = "lrrl"
@@ -94,7 +94,7 @@ class Args:
     train_frequency: int = 4
     """timesteps between updates"""
     loss: Literal["mse", "huber"] = "mse"
-    """of the temporal-difference errors"""
+    """what the loss makes of the temporal-difference errors"""
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
     """adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)"""
     momentum: float = 0.9
@@ -117,9 +117,9 @@ class Args:
     cyclic_base_lr: float = 1.5625e-5
     """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
     cyclic_max_lr: float = 2.5e-4
-    """the highest one"""
+    """the highest rate of the cyclic schedule"""
     cyclic_half_period: int = 1_000_000
-    """timesteps from the one to the other"""
+    """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
@@ -136,7 +136,7 @@ class Args:
     """a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended"""
 
 
-CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's dqn.gin
+CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's jax/agents/dqn/configs/dqn.gin
     "total_timesteps": 10_000_000,
     "target_network_frequency": 1_000,
     "learning_starts": 80_000,
@@ -334,7 +334,7 @@ def evaluate(q_network, args):
     rng = np.random.default_rng(args.seed)
     envs = make_envs(args, 1)
     has_fire = ale_py.Action.FIRE in envs.ale.get_action_set()
-    obs, info = envs.reset(seed=args.seed)
+    obs, info = envs.reset(seed=rng.integers(2**31, size=1))
     returns, lives, life_lost = [0.0], info["lives"], np.array([False])
     while len(returns) <= args.eval_episodes:
         actions = act(q_network, args, obs, args.eval_e, rng)
@@ -417,11 +417,14 @@ def main(argv=None):
             bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
 
     on_gpu = device.type == "cuda"
+    if args.buffer_device == "cuda" and not on_gpu:
+        reject("--buffer-device cuda: needs a GPU")
+    args.buffer_size = min(args.buffer_size, args.total_timesteps)
     replay_device = device
     if on_gpu and args.buffer_device != "cuda":
         fits = ReplayBuffer.bytes_needed(args.buffer_size) + 2**31 < torch.cuda.mem_get_info()[0]  # 2 GiB for the rest
         replay_device = device if fits and args.buffer_device == "auto" else torch.device("cpu")
-    needed = ReplayBuffer.bytes_needed(min(args.buffer_size, args.total_timesteps))
+    needed = ReplayBuffer.bytes_needed(args.buffer_size)
     available = torch.cuda.mem_get_info()[0] if replay_device.type == "cuda" else psutil.virtual_memory().available
     if needed > available:
         sizes = f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
@@ -445,7 +448,7 @@ def main(argv=None):
     def get_rate():
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
-    with Run(args, bandit and bandit.arms, device, buffer_device=str(replay.frames.device)) as run:
+    with Run(args, bandit and bandit.arms, device, replay_device=str(replay.frames.device)) as run:
         seeds = rng.integers(2**31, size=args.num_envs)
         obs, info = envs.reset(seed=seeds)
         games = np.arange(args.num_envs)

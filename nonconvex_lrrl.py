@@ -10,6 +10,7 @@ paper's six functions are not known to us; these are among the usual ones (https
 """
 
 import csv
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ARM_SETS, BANDITS, ArmSet, make_bandit
@@ -30,8 +32,8 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 @dataclass
 class Args:
-    run_dir: str = "runs/nonconvex"
-    """folder for tables and figures"""
+    run_dir: str = "runs"
+    """parent of the folder `nonconvex` for tables and figures"""
     seed: int = 1
     """the first seed"""
     num_seeds: int = 10
@@ -157,7 +159,7 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
                 for bandit, performance in zip(bandits, decrease):
                     bandit.update(performance)
             probabilities.append(np.mean([bandit.probabilities for bandit in bandits], axis=0))
-            rate = torch.tensor([bandit.arms[bandit.pull()] for bandit in bandits])[:, None]
+            rate = torch.tensor([[bandit.arms[bandit.pull()]] for bandit in bandits], dtype=torch.float64)
         before = points.detach().clone()
         optimizer.zero_grad()
         values_now.sum().backward()
@@ -212,17 +214,19 @@ def quartiles(x):
 def make_report(results):
     """Markdown: a table of means over the functions, and one of values for each function."""
     variants = list(next(iter(results.values()))["sgd"])
-    ranks, diverged = {}, {}
+    columns = {}
     for optimizer in OPTIMIZERS:
-        medians = np.array([[np.median(lives[optimizer][v]["final"]) for v in variants] for lives in results.values()])
-        ranks[optimizer] = np.mean([[(row < value).sum() + 1 for value in row] for row in medians], axis=0)
-        diverged[optimizer] = [np.mean([x[optimizer][v]["diverged"] for x in results.values()]) for v in variants]
-    lines = ["Means over the functions: the rank of the median final value (1 is the lowest), the share diverged.", ""]
-    lines += [f"| variant | {' | '.join(f'{o}: rank | {o}: diverged' for o in OPTIMIZERS)} |"]
-    lines += ["|-|" + "-|" * 2 * len(OPTIMIZERS)]
+        for measure, title in (("final", "final value"), ("auc", "mean value")):
+            medians = [[np.median(lives[optimizer][v][measure]) for v in variants] for lives in results.values()]
+            # a millionth above the minimum is there, and the fourth digit is no difference
+            seen = [[float(f"{max(median, 1e-6):.3g}") for median in row] for row in medians]
+            columns[f"{optimizer}: {title}"] = [f"{rank:.1f}" for rank in rankdata(seen, axis=1).mean(0)]
+        shares = [[lives[optimizer][v]["diverged"] for v in variants] for lives in results.values()]
+        columns[f"{optimizer}: diverged"] = [f"{share:.0%}" for share in np.mean(shares, axis=0)]
+    lines = ["Means over the functions: ranks of the medians, 1 is the lowest, and the share of lives diverged.", ""]
+    lines += [f"| variant | {' | '.join(columns)} |", "|-|" + "-|" * len(columns)]
     for i, variant in enumerate(variants):
-        cells = [f"{ranks[optimizer][i]:.1f} | {diverged[optimizer][i]:.0%}" for optimizer in OPTIMIZERS]
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
+        lines.append(f"| {variant} | {' | '.join(column[i] for column in columns.values())} |")
     for name, lives in results.items():
         lines += ["", f"## {name}", "", "Values above the minimum: median [quartiles] over lives.", ""]
         lines += ["| optimizer | variant | final value | mean value over the steps | diverged |", "|-|-|-|-|-|"]
@@ -249,7 +253,7 @@ def main(argv=None):
         make_bandit("lrrl", args.learning_rates, **options)
     if len(args.learning_rates) < 2:
         reject(f"--learning-rates {args.learning_rates[0]:g}: must be two rates or more")
-    folder = Path(args.run_dir)
+    folder = Path(args.run_dir, "nonconvex")
     with reject_errors(f"--run-dir {args.run_dir}"):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -280,6 +284,7 @@ def main(argv=None):
     report = make_report(results)
     print(report)
     (folder / "report.md").write_text(report)
+    (folder / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     with open(folder / "values.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["function", "optimizer", "variant", "seed", "start", "final_value", "mean_value"])

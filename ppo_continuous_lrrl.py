@@ -93,15 +93,16 @@ class Args:
     learning_rate: float = 3e-4
     """the rate of the controls but bandit and cyclic (the first one of a schedule and of kl)"""
     target_kl: float = 0.01
-    """of kl: after an epoch with more than twice this KL the rate is divided by 1.5, after less than half multiplied"""
+    """of kl: an epoch with more than twice this KL divides the rate by 1.5, one with less than half of it multiplies (in
+    the bounds of rl_games, 1e-6 to 1e-2)"""
     lr_decay_rate: float = 1e-7
     """d of the exponential schedule, learning-rate × exp(−d t), with t in timesteps"""
     cyclic_base_lr: float = 3e-5
     """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
     cyclic_max_lr: float = 3e-3
-    """the highest one"""
+    """the highest rate of the cyclic schedule"""
     cyclic_half_period: int = 100_000
-    """timesteps from the one to the other"""
+    """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"
@@ -300,6 +301,7 @@ def main(argv=None):
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "target_kl", "clip_coef", "max_grad_norm", "bandit_step_size")
     check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
+    check(args, "[1e-06, 0.01]", *({"learning_rate"} if args.lr_control == "kl" else ()))
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
     batch_size = args.num_envs * args.num_steps
@@ -441,7 +443,7 @@ def main(argv=None):
                 if args.lr_control == "kl":  # as in rl_games
                     kl = torch.stack(kls).mean()
                     factor = 1.5 ** ((kl < args.target_kl / 2).float() - (kl > args.target_kl * 2).float())
-                    learning_rate.mul_(factor).clamp_(1e-5, 1e-2)
+                    learning_rate.mul_(factor).clamp_(1e-6, 1e-2)
             if scheduler:
                 scheduler.step()
                 learning_rate.fill_(scheduler.get_last_lr()[0])

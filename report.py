@@ -27,7 +27,22 @@ BOOTSTRAP_REPETITIONS = 10_000
 CURVE_POINTS = 200
 NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
-    *("track", "wandb_project_name", "wandb_entity", "capture_video", "save_model", "eval_episodes"),
+    *(
+        "buffer_device",
+        "replay_device",
+        "eval_e",
+        "track",
+        "wandb_project_name",
+        "wandb_entity",
+        "capture_video",
+        "save_model",
+        "eval_episodes",
+    ),
+}
+CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them
+    *("lr_control", "learning_rate", "learning_rates", "lr_decay_rate", "target_kl"),
+    *("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"),
+    *("bandit", "bandit_scope", "bandit_step_size", "bandit_decay", "bandit_window"),
 }
 
 
@@ -56,12 +71,17 @@ def read_runs(folder):
         name = config["bandit"] if control == "bandit" else fixed
         run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
         groups.setdefault((config["env_id"], name), []).append(run)
-    for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):
-        options = [{key: value for key, value in run["config"].items() if key not in NO_OPTIONS} for run in group]
+
+    def differing(some_runs):
+        options = [{key: x for key, x in run["config"].items() if key not in NO_OPTIONS} for run in some_runs]
         keys = dict.fromkeys(key for these in options for key in these)
-        differing = [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
+        return [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
+
+    for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):
+        rivals = [run for (other, _), runs_of_it in groups.items() if other == task for run in runs_of_it]
+        keys = dict.fromkeys(differing(group) + [key for key in differing(rivals) if key not in CONTROL_OPTIONS])
         for run in sorted(group, key=lambda run: run["config"]["seed"]):
-            settings = ", ".join(f"{key} {run['config'].get(key)}" for key in differing)
+            settings = ", ".join(f"{key} {run['config'].get(key)}" for key in keys)
             runs.setdefault((task, f"{name} ({settings})" if settings else name), []).append(run)
     for (task, name), group in runs.items():
         seeds = [run["config"]["seed"] for run in group]

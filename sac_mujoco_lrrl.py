@@ -100,9 +100,9 @@ class Args:
     cyclic_base_lr: float = 3e-5
     """the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)"""
     cyclic_max_lr: float = 3e-3
-    """the highest one"""
+    """the highest rate of the cyclic schedule"""
     cyclic_half_period: int = 100_000
-    """timesteps from the one to the other"""
+    """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
     bandit: Literal["lrrl", "uniform"] = "lrrl"

@@ -95,6 +95,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--ent-coef -0.1": "[0, inf)",
             "--target-kl 0.01": "no meaning",
             "--lr-control kl --target-kl 0": "(0, inf)",
+            "--lr-control kl --learning-rate 0.1": "[1e-06, 0.01]",
         },
     ),
     (
@@ -146,6 +147,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--preset rainbow": "dopamine",
             "--buffer-size 100000000": "needs 353.2 GB",
             "--optimizer sgd --adam-eps 1e-3": "no meaning",
+            "--no-cuda --buffer-device cuda": "needs a GPU",
         },
     ),
     (

@@ -117,16 +117,16 @@ def test_schedules_have_the_rates_of_their_formulas():
 def test_one_call_leaves_every_variant_in_table_csv_and_figures_and_repeats(tmp_path, capsys):
     for name in "ab":
         nonconvex.main([*SMALL, "--run-dir", str(tmp_path / name)])
-    report = (tmp_path / "a" / "report.md").read_text()
-    assert report in capsys.readouterr().out and report == (tmp_path / "b" / "report.md").read_text()
+    report = (tmp_path / "a" / "nonconvex" / "report.md").read_text()
+    assert report in capsys.readouterr().out and report == (tmp_path / "b" / "nonconvex" / "report.md").read_text()
     variants = [f"constant {rate:g}" for rate in nonconvex.Args.learning_rates]
     variants += ["linear", "exponential", "cosine", "cyclic", *BANDITS]
     for objective in nonconvex.OBJECTIVES:
         section = report.split(f"## {objective}\n")[1].split("\n## ")[0]
         for optimizer in ("sgd", "adam"):
             assert all(f"| {optimizer} | {variant} | " in section for variant in variants)
-        assert matplotlib.image.imread(tmp_path / "a" / f"{objective}.png").std() > 0.05
-    with open(tmp_path / "a" / "values.csv") as file:
+        assert matplotlib.image.imread(tmp_path / "a" / "nonconvex" / f"{objective}.png").std() > 0.05
+    with open(tmp_path / "a" / "nonconvex" / "values.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 * 2 * len(variants) * 2 * 3
     assert {(row["seed"], row["start"]) for row in rows} == {(seed, start) for seed in "12" for start in "012"}

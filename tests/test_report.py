@@ -64,6 +64,12 @@ def test_runs_of_different_scripts_and_scopes_are_not_pooled_whichever_comes_fir
     assert [len(group) for group in report.read_runs(tmp_path).values()] == [1, 1, 1]
 
 
+def test_a_difference_beside_the_control_shows_in_the_names_of_rivals(tmp_path):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, gamma=0.9, bandit_window=3)
+    write_run(tmp_path, "Hopper-v5", 1, 20.0, gamma=0.99, bandit="uniform", bandit_window=5)
+    assert [name for _, name in report.read_runs(tmp_path)] == ["lrrl (gamma 0.9)", "uniform (gamma 0.99)"]
+
+
 def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
     for seed, ours, theirs in [(1, 11.0, 10.0), (2, 22.0, 20.0), (3, 33.0, 30.0)]:
         write_run(tmp_path, "Hopper-v5", seed, ours)
