@@ -93,8 +93,8 @@ class Args:
     learning_rate: float = 3e-4
     """the rate of the controls but bandit and cyclic (the first one of a schedule and of kl)"""
     target_kl: float = 0.01
-    """of kl: an epoch with more than twice this KL divides the rate by 1.5, one with less than half of it multiplies (in
-    the bounds of rl_games, 1e-6 to 1e-2)"""
+    """of kl: an epoch with more than twice this KL divides the rate by 1.5, one with less than half of it multiplies,
+    within the bounds of rl_games, 1e-6 and 1e-2"""
     lr_decay_rate: float = 1e-7
     """d of the exponential schedule, learning-rate × exp(−d t), with t in timesteps"""
     cyclic_base_lr: float = 3e-5

@@ -135,13 +135,11 @@ def test_arm_sets_are_chosen_by_name_from_a_scripts_own_arms(script, train):
     assert len(run.summary["pulls"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("kl", "factor", "bound"), [("far", 1 / 1.5, 1e-6), ("near", 1.5, 1e-2), ("as it should", 1, 1)]
-)
+@pytest.mark.parametrize(("kl", "factor", "bound"), [("far", 1 / 1.5, 1e-6), ("near", 1.5, 1e-2), ("right", 1, 1)])
 def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_it(
     kl, factor, bound, train, optimizer_steps, monkeypatch
 ):
-    log_ratio = {"far": 0.21, "near": 0.09, "as it should": 0.15}[kl]  # exp(x) - 1 - x = 0.0237, 0.0042, 0.0118
+    log_ratio = {"far": 0.21, "near": 0.09, "right": 0.15}[kl]  # exp(x) - 1 - x = 0.0237, 0.0042, 0.0118
     loss = ppo.ppo_loss
     monkeypatch.setattr(ppo, "ppo_loss", lambda *x: (*(out := loss(*x))[:3], torch.full_like(out[3], log_ratio)))
     options = "--num-steps 64 --num-minibatches 2 --update-epochs 3 --total-timesteps 448 --lr-control kl"
