@@ -395,7 +395,7 @@ def main(argv=None):
     check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
 
     # SET UP
-    torch.manual_seed(args.seed)  # for the initial weights; all that is random later comes from `rng` or the bandit
+    torch.manual_seed(args.seed)  # for initial weights (and IQN's quantiles); `rng` or the bandit draws all else
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
