@@ -148,7 +148,6 @@ CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dop
     "terminal_on_life_loss": True,
 }
 
-
 OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
     "learning_rate": ("constant", "linear", "exponential", "cosine"),
     "lr_decay_rate": ("exponential",),
