@@ -3,10 +3,16 @@
 A *round* is a stretch of training with one learning rate. The training loop draws an arm at the start of a round and
 reports the performance of the policy at its end:
 
-    bandit = LRRL(arms=[1e-4, 3e-4, 1e-3], seed=1)
+    bandit = Drift(arms=[1e-4, 3e-4, 1e-3], seed=1)
     bandit.pull()                          # the index of the arm for this round
     rate = bandit.learning_rate            # its learning rate
     feedback = bandit.update(performance)  # close the round: any finite float, the larger the better
+
+Reported piece by piece, as rollouts come in, performance shows a bandit more, and lets it end the round:
+
+    bandit.observe(performance, timesteps)  # also before the first pull: where the agent starts from
+    if bandit.round_is_over:
+        feedback = bandit.update(bandit.performance)
 
 To write a bandit of your own, subclass `Bandit`, define `probabilities` and `learn`, and add the class to `BANDITS`.
 """
@@ -19,11 +25,36 @@ from typing import Literal
 import numpy as np
 
 
+def as_finite(performance):
+    """`performance` as a float.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    performance = float(performance)
+    if not math.isfinite(performance):
+        raise ValueError(f"the performance of a round must be a finite number, not {performance}")
+    return performance
+
+
+def check_share(name, x):
+    """`x`, if it is in (0, 1].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < x <= 1:
+        raise ValueError(f"{name} must be in (0, 1], not {x:g}")
+    return x
+
+
 class Bandit:
-    """What every bandit has: its arms, its draws, the performances of the last rounds.
+    """What every bandit has: its arms, its draws, its rounds and the performances of the last ones.
 
     Args:
         arms: K learning rates, positive, finite and distinct, in any order.
+        interval: κ, the shortest round in timesteps, or "auto": a round takes 2 to 8 observations and ends when the
+            slope across them, the observation before the round included, is more than twice its standard error.
         window: j, how many rounds, the one that closes included, an improvement is measured against (at least 2).
         seed: of the draws.
 
@@ -31,7 +62,10 @@ class Bandit:
         ValueError: an argument is outside what is named above.
     """
 
-    def __init__(self, arms, window=5, seed=0):
+    STATE = ("performances", "observations", "durations", "before", "changes", "lowest", "highest", "floor")
+    STATE += ("arm", "drawn_from")
+
+    def __init__(self, arms, interval="auto", window=5, seed=0):
         self.arms = [float(rate) for rate in arms]
         if not self.arms:
             raise ValueError("at least one learning rate is needed")
@@ -42,8 +76,18 @@ class Bandit:
             raise ValueError(f"the learning rates must be distinct, not {' '.join(f'{rate:g}' for rate in self.arms)}")
         if window < 2:
             raise ValueError(f"window must be at least 2, not {window}: with 1 every improvement would be zero")
-        self.performances = deque(maxlen=int(window))
+        if not (interval == "auto" or interval > 0):
+            raise ValueError(f'interval must be positive or "auto", not {interval}')
+        self.interval = interval
+        self.performances = deque(maxlen=int(window))  # of the last rounds
+        self.observations = []  # of this round
+        self.before = deque(maxlen=5)  # the last observations before it
+        self.durations = []  # theirs, in timesteps
+        self.changes = deque(maxlen=50)  # distances of observations that follow each other
+        self.lowest, self.highest = math.inf, -math.inf  # of all observations
+        self.floor = math.inf  # the lowest one before this round
         self.arm = None  # the arm in use; None between `update` and `pull`
+        self.drawn_from = None  # the probabilities that it was drawn from
         # A spawn key keeps the draws independent of the caller's own np.random.default_rng(seed).
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0,))))
 
@@ -69,8 +113,61 @@ class Bandit:
 
     def pull(self):
         """Draw the arm of a new round from `probabilities`; returns its index."""
-        self.arm = int(self.rng.choice(len(self.arms), p=self.probabilities))
+        self.floor = self.lowest
+        self.drawn_from = self.probabilities.tolist()
+        self.arm = int(self.rng.choice(len(self.arms), p=self.drawn_from))
         return self.arm
+
+    def observe(self, performance, timesteps):
+        """Take in the performance of a stretch of `timesteps`: a part of the round, or what was before the first one.
+
+        Guard: it is clipped to ±1e100, so that no square overflows.
+
+        Raises:
+            ValueError: `performance` is not finite. Nothing has changed then.
+        """
+        performance = min(max(as_finite(performance), -1e100), 1e100)
+        self.changes.extend(abs(performance - last) for last in [*self.before, *self.observations][-1:])
+        self.lowest, self.highest = min(self.lowest, performance), max(self.highest, performance)
+        if self.arm is None:
+            self.before.append(performance)
+        else:
+            self.observations.append(performance)
+            self.durations.append(timesteps)
+
+    @property
+    def performance(self):
+        """f_n = R / C: the mean of what was observed in this round, weighted by timesteps; None before anything was."""
+        return float(np.average(self.observations, weights=self.durations)) if self.observations else None
+
+    @property
+    def noise(self):
+        """Standard deviation of an observation, from the median distance of the last 50 neighbours; 0 before any."""
+        return float(np.median(self.changes)) / 0.6745 / math.sqrt(2) if self.changes else 0.0
+
+    @property
+    def round_is_over(self):
+        """Whether the round has had its interval."""
+        if self.interval != "auto":
+            return sum(self.durations) >= self.interval
+        if not 2 <= len(self.observations) < 8:
+            return len(self.observations) >= 8
+        y = np.array([*list(self.before)[-1:], *self.observations])
+        times = np.arange(len(y)) - (len(y) - 1) / 2
+        slope, squares = times @ y / (times @ times), times @ times
+        return bool(abs(slope) > 2 * self.noise / math.sqrt(squares))
+
+    @property
+    def has_collapsed(self):
+        """Whether the round has ruined the policy beyond its noise.
+
+        That is, the last two observations are both under all of the five before the round, by four standard deviations
+        of an observation and by half of what those were above the lowest ever seen.
+        """
+        if len(self.observations) < 2 or not self.before:
+            return False
+        worst = min(self.before)
+        return max(self.observations[-2:]) < worst - max(4 * self.noise, (worst - self.floor) / 2)
 
     def update(self, performance):
         """Close the round: credit the arm in use with `performance`; returns the feedback f'_n.
@@ -79,14 +176,31 @@ class Bandit:
             ValueError: `performance` is not finite. Nothing has changed then.
             RuntimeError: no arm is in use.
         """
-        performance = float(performance)
-        if not math.isfinite(performance):
-            raise ValueError(f"the performance of a round must be a finite number, not {performance}")
+        performance = as_finite(performance)
         if self.arm is None:
             raise RuntimeError("no arm is in use: call pull() first")
+        if not self.observations:
+            self.observe(performance, 1)
         feedback = self.improvement(performance)
         self.learn(feedback)
-        self.arm = None
+        self.before.extend(self.observations)
+        self.arm, self.observations, self.durations = None, [], []
+        return feedback
+
+    def fail(self):
+        """Close a round that has ruined the agent, which is then taken back to the start of it; returns f'_n.
+
+        The arm is charged with a performance as far below the lowest seen as that is below the highest. What is
+        observed before the next `pull` shows where the agent starts from again.
+
+        Raises:
+            RuntimeError: no arm is in use.
+        """
+        performance = self.lowest - (self.highest - self.lowest) if self.highest >= self.lowest else 0.0
+        self.observations = self.observations or [performance]  # which `update` is not to observe
+        feedback = self.update(performance)
+        self.performances.pop()  # or later rounds would be praised for being better than this one
+        self.before.clear()
         return feedback
 
     def improvement(self, performance):
@@ -101,12 +215,10 @@ class Bandit:
 
     def state_dict(self):
         """All that changes while the bandit learns, as plain numbers, strings, lists and dicts (JSON-safe)."""
-        return {
-            "arms": self.arms,
-            "arm": self.arm,
-            "performances": list(self.performances),
-            "rng": self.rng.bit_generator.state,
-        }
+        values = {name: getattr(self, name) for name in self.STATE}
+        values = {n: x.tolist() if isinstance(x, np.ndarray) else x for n, x in values.items()}
+        values = {n: list(x) if isinstance(x, (list, deque)) else x for n, x in values.items()}
+        return {"arms": self.arms, "rng": self.rng.bit_generator.state} | values
 
     def load_state_dict(self, state):
         """Go on from `state_dict()` of a bandit with the same arms.
@@ -116,9 +228,124 @@ class Bandit:
         """
         if list(state["arms"]) != self.arms:
             raise ValueError(f"the state belongs to the learning rates {state['arms']}, not to {self.arms}")
-        self.arm = state["arm"]
-        self.performances = deque(state["performances"], maxlen=self.performances.maxlen)
+        for name in self.STATE:
+            now, value = getattr(self, name), state[name]
+            if isinstance(now, np.ndarray):
+                value = np.array(value)
+            elif isinstance(now, deque):
+                value = deque(value, now.maxlen)
+            elif isinstance(now, list):
+                value = list(value)
+            setattr(self, name, value)
         self.rng.bit_generator.state = state["rng"]
+
+
+class Drift(Bandit):
+    """Follows the level of performance and how fast each rate moves it; draws the rate that may move it up fastest.
+
+    The policy has a level L of performance, seen through noise. While a rate k is in use, L drifts by d(k) from one
+    observation to the next, and neighbouring rates have similar drifts: a Gaussian process over log10 η. The drifts
+    wander back to their prior, so that what was learnt long ago fades. In units of σ, the noise of an observation:
+
+        f_t = L_t + ε_t                                   ε_t ~ N(0, 1), errors beyond 3 cut to 3
+        L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t                ξ_t ~ N(0, 1)
+        d_t = m + ρ (d_{t−1} − m) + sqrt(1 − ρ²) GP(0, c) ρ = exp(−1/300), d_0 ~ GP(m, c)
+        c(i, k) = s² [1 + exp(−½ (log10 η_i / η_k)² / 0.5²)]    m(i) = −½ s z_i²
+
+    z runs from −1 at the lowest rate to 1 at the highest by rank: extremes are there in case they are needed. A Kalman
+    filter (Kalman, 1960) gives the posterior of (L, d) for each of four sizes s of the drifts; σ² is the mean of its
+    squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances a f + b,
+    a > 0, in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard
+    deviations shrunk to 0.3, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
+    Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
+
+    Arguments and errors as for `Bandit`.
+    """
+
+    STATE = (*Bandit.STATE, "mean", "covariance", "origin", "level_is_known", "variance", "errors", "evidence")
+    SIZES, LENGTH, COMMON, MIDDLE = (0.05, 0.15, 0.45, 1.35), 0.5, 1.0, 0.5  # of the drifts' prior
+    WALK, FADE, FORGET = 0.1, math.exp(-1 / 300), 0.98
+    SHRINK, CUT = 0.3, 3.0
+
+    def __init__(self, arms, interval="auto", window=5, seed=0):
+        super().__init__(arms, interval, window, seed)
+        log_rates = np.log10(self.arms)
+        distances = log_rates[:, None] - log_rates
+        z = np.linspace(-1, 1, len(self.arms))[log_rates.argsort().argsort()]
+        sizes = np.array(self.SIZES)[:, None, None]
+        self.prior_covariance = sizes**2 * (np.exp(-0.5 * (distances / self.LENGTH) ** 2) + self.COMMON)
+        self.prior_mean = sizes[..., 0] * -self.MIDDLE * z**2
+        # The mean of (L, d) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
+        # prior does. The first axis is the sizes.
+        self.mean = np.zeros((len(sizes), len(z) + 1, 2))
+        self.mean[:, 1:, 1] = self.prior_mean
+        self.covariance = np.zeros((len(sizes), len(z) + 1, len(z) + 1))  # in units of σ²
+        self.covariance[:, 1:, 1:] = self.prior_covariance
+        self.origin = 0.0  # the first observation, from which data is counted
+        self.level_is_known = False
+        self.variance, self.errors = np.zeros(len(sizes)), 0  # σ² and the number of errors that it is the mean of
+        self.evidence = np.zeros(len(sizes))  # log-likelihood
+        self.normals = np.random.default_rng(0).standard_normal((1000, len(z)))  # the same for every draw
+
+    def observe(self, performance, timesteps):
+        super().observe(performance, timesteps)
+        mean, covariance = self.mean, self.covariance
+        # PREDICT
+        mean[:, 1:] *= self.FADE
+        mean[:, 1:, 1] += (1 - self.FADE) * self.prior_mean
+        covariance[:, 1:] *= self.FADE
+        covariance[:, :, 1:] *= self.FADE
+        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self.prior_covariance
+        if self.arm is not None:
+            mean[:, 0] += mean[:, self.arm + 1]
+            covariance[:, 0] += covariance[:, self.arm + 1]
+            covariance[:, :, 0] += covariance[:, :, self.arm + 1]
+        covariance[:, 0, 0] += self.WALK**2
+        # CORRECT
+        performance = min(max(performance, -1e100), 1e100)
+        if not self.level_is_known:
+            self.origin = self.origin if self.errors else performance
+            self.level_is_known = True
+            mean[:, 0] = performance - self.origin, 0.0
+            covariance[:, 0] = covariance[:, :, 0] = 0.0
+            covariance[:, 0, 0] = 1.0
+            return
+        sigma, y = np.sqrt(self.variance), performance - self.origin
+        error_variance = covariance[:, 0, 0] + 1
+        error = np.abs(y - mean[:, 0, 0] - mean[:, 0, 1] * sigma) / np.sqrt(error_variance)
+        cut = np.where((error > self.CUT * sigma) & (sigma > 0), self.CUT * sigma / np.where(error > 0, error, 1), 1.0)
+        gain = covariance[:, :, 0] / error_variance[:, None]
+        innovation = np.stack([y - mean[:, 0, 0], -mean[:, 0, 1]], axis=1) * cut[:, None]
+        mean += gain[:, :, None] * innovation[:, None]
+        covariance -= gain[:, :, None] * covariance[:, :1]
+        if (sigma > 0).all():
+            likelihood = -np.log(sigma) - 0.5 * np.log(error_variance) - 0.5 * (cut * error / sigma) ** 2
+            self.evidence = self.FORGET * self.evidence + likelihood - likelihood.max()
+        if (error > 0).all():  # σ is not known until something changes
+            self.errors = min(self.errors + 1, 50)
+            self.variance += ((cut * error) ** 2 - self.variance) / self.errors
+
+    def fail(self):
+        arm = self.arm
+        feedback = super().fail()
+        self.mean[:, arm + 1, 1] -= 5 * np.array(self.SIZES)
+        self.level_is_known = False
+        return feedback
+
+    def learn(self, feedback):
+        pass  # `observe` has done it
+
+    @property
+    def probabilities(self):
+        sigma = np.sqrt(self.variance)[:, None]
+        means = self.mean[:, 1:, 1] + np.where(sigma > 0, self.mean[:, 1:, 0] / np.where(sigma > 0, sigma, 1), 0)
+        roots = np.linalg.cholesky(self.covariance[:, 1:, 1:] + 1e-9 * np.eye(len(self.arms)))
+        weights = np.exp(self.evidence - self.evidence.max())
+        probabilities = np.zeros(len(self.arms))
+        for mean, root, weight in zip(means, roots, weights / weights.sum()):
+            best = (mean + self.SHRINK * self.normals @ root.T).argmax(axis=1)
+            probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
+        return probabilities / probabilities.sum()
 
 
 class LRRL(Bandit):
@@ -146,14 +373,14 @@ class LRRL(Bandit):
         ValueError: an argument is outside what is named above.
     """
 
-    def __init__(self, arms, step_size=0.2, decay=0.9, window=5, seed=0):
-        super().__init__(arms, window, seed)
+    STATE = (*Bandit.STATE, "weights")
+
+    def __init__(self, arms, step_size=0.2, decay=0.9, interval="auto", window=5, seed=0):
+        super().__init__(arms, interval, window, seed)
         if not (math.isfinite(step_size) and step_size > 0):
             raise ValueError(f"step_size must be positive and finite, not {step_size:g}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must be in (0, 1], not {decay:g}")
         self.step_size = step_size
-        self.decay = decay
+        self.decay = check_share("decay", decay)
         self.weights = np.zeros(len(self.arms))
 
     @property
@@ -167,12 +394,142 @@ class LRRL(Bandit):
         self.weights[self.arm] += self.step_size * feedback * inverse_exponential
         self.weights.clip(-1e6, 1e6, out=self.weights)
 
-    def state_dict(self):
-        return super().state_dict() | {"weights": self.weights.tolist()}
 
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.weights = np.array(state["weights"])
+class Exp3(Bandit):
+    """Exponential weights with importance-weighted rewards, made to forget.
+
+    Auer, Cesa-Bianchi, Freund and Schapire, "The Nonstochastic Multiarmed Bandit Problem", SIAM J. Comput. 2002, Exp3:
+
+        p_n(k) = (1 − γ) exp(γ G_n(k) / K) / Σ_i exp(γ G_n(i) / K) + γ / K
+        G_{n+1}(k) = δ G_n(k) + 1{k = k_n} x_n / p_n(k)
+
+    x_n in [0, 1] is the feedback, scaled by the range of all feedbacks so far. δ = 1 is the original.
+
+    Args:
+        arms, interval, window, seed: as for `Bandit`.
+        decay: δ in (0, 1].
+        exploration: γ in (0, 1].
+
+    Raises:
+        ValueError: an argument is outside what is named above.
+    """
+
+    STATE = (*Bandit.STATE, "gains", "worst", "best")
+
+    def __init__(self, arms, decay=0.98, exploration=0.1, interval="auto", window=5, seed=0):
+        super().__init__(arms, interval, window, seed)
+        self.decay = check_share("decay", decay)
+        self.exploration = check_share("exploration", exploration)
+        self.gains = np.zeros(len(self.arms))  # G
+        self.worst, self.best = math.inf, -math.inf  # feedback so far
+
+    @property
+    def probabilities(self):
+        gains = self.exploration / len(self.arms) * (self.gains - self.gains.max())
+        return (1 - self.exploration) * np.exp(gains) / np.exp(gains).sum() + self.exploration / len(self.arms)
+
+    def learn(self, feedback):
+        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
+        reward = (feedback - self.worst) / (self.best - self.worst or 1.0)
+        probability = self.probabilities[self.arm]
+        self.gains *= self.decay
+        self.gains[self.arm] += reward / probability
+
+
+class UCB(Bandit):
+    """What the bandits share that pull the arm of the largest index: mean reward plus `bonus`, new arms before others.
+
+    Rewards are feedbacks, scaled to [0, 1] by the range of all of them so far, past ones included. What an arm has
+    earned and how often it was pulled is discounted by `decay` each round. Other arguments and errors as for `Bandit`.
+    """
+
+    STATE = (*Bandit.STATE, "totals", "pulls", "rounds", "worst", "best")
+
+    def __init__(self, arms, decay=1.0, interval="auto", window=5, seed=0):
+        super().__init__(arms, interval, window, seed)
+        self.decay = check_share("decay", decay)
+        self.totals, self.pulls = np.zeros(len(self.arms)), np.zeros(len(self.arms))
+        self.rounds = 0
+        self.worst, self.best = math.inf, -math.inf  # feedback so far
+
+    def bonus(self, pulls):
+        """What is added to the mean rewards of arms with as many `pulls`, (K,) and positive."""
+        raise NotImplementedError
+
+    @property
+    def probabilities(self):
+        new = self.pulls <= 0
+        pulls = np.where(new, 1.0, self.pulls)
+        means = (self.totals / pulls - self.worst) / (self.best - self.worst or 1.0) if self.rounds else 0.0
+        indices = np.where(new, np.inf, means + self.bonus(pulls))
+        return np.eye(len(self.arms))[indices.argmax()]
+
+    def learn(self, feedback):
+        self.rounds += 1
+        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
+        self.totals *= self.decay
+        self.pulls *= self.decay
+        self.totals[self.arm] += feedback
+        self.pulls[self.arm] += 1
+
+
+class MOSS(UCB):
+    """Minimax-optimal strategy in the stochastic case, bonus sqrt(1.175 max(0, log(t / (K s_k))) / s_k) after t rounds.
+
+    Audibert and Bubeck, "Minimax Policies for Adversarial and Stochastic Bandits", COLT 2009, in the form that needs
+    no horizon, of Degenne and Perchet, "Anytime Optimal Algorithms in Stochastic Multi-Armed Bandits", ICML 2016, with
+    their α = 1.35. Forgets nothing. Arguments and errors as for `Bandit`.
+    """
+
+    def __init__(self, arms, interval="auto", window=5, seed=0):
+        super().__init__(arms, 1.0, interval, window, seed)
+
+    def bonus(self, pulls):
+        logarithm = np.log(max(self.rounds, 1) / (len(pulls) * pulls))
+        return np.sqrt((1 + 1.35) / 2 * np.maximum(logarithm, 0.0) / pulls)
+
+
+class DUCB(UCB):
+    """Discounted UCB: N_k the discounted pulls of arm k, bonus 2 sqrt(½ log(Σ_i N_i) / N_k).
+
+    Garivier and Moulines, "On Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011, with their
+    ξ = 1/2 and rewards bounded by 1. `decay` is their γ; 1 is UCB1. Arguments and errors as for `UCB`.
+    """
+
+    def __init__(self, arms, decay=0.98, interval="auto", window=5, seed=0):
+        super().__init__(arms, decay, interval, window, seed)
+
+    def bonus(self, pulls):
+        return 2 * np.sqrt(0.5 * np.log(max(self.pulls.sum(), 1.0)) / pulls)
+
+
+class WUCB(UCB):
+    """UCB over the last `memory` rounds: N_k pulls of arm k among them, bonus sqrt(log(min(t, memory)) / N_k).
+
+    The sliding window of Garivier and Moulines (ALT 2011), as ULTHO uses it for hyper-parameters (Yuan, Li, Jin and
+    Zeng, arXiv 2503.06101), with its c = 1. Other arguments and errors as for `Bandit`.
+    """
+
+    STATE = (*UCB.STATE, "history")
+
+    def __init__(self, arms, memory=50, interval="auto", window=5, seed=0):
+        super().__init__(arms, 1.0, interval, window, seed)
+        if memory < 1:
+            raise ValueError(f"memory must be 1 or more, not {memory}")
+        self.memory = memory
+        self.history = []  # [arm, feedback] of the rounds in memory
+
+    def bonus(self, pulls):
+        return np.sqrt(math.log(max(min(self.rounds, self.memory), 1)) / pulls)
+
+    def learn(self, feedback):
+        super().learn(feedback)
+        self.history.append([self.arm, feedback])
+        if len(self.history) > self.memory:
+            self.history.pop(0)
+            arms, feedbacks = zip(*self.history)
+            self.pulls = np.bincount(arms, minlength=len(self.arms)).astype(float)
+            self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
 
 
 class Uniform(Bandit):
@@ -198,11 +555,32 @@ ARM_SETS = {  # the paper's subsets of its five Atari rates, as slices of five r
     "sparse3": slice(0, 5, 2),
 }
 
-BANDITS = {"lrrl": LRRL, "uniform": Uniform}
+BANDITS = {"drift": Drift, "lrrl": LRRL, "uniform": Uniform, "exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
+BanditName = Literal[
+    "drift", "lrrl", "uniform", "exp3", "moss", "ducb", "wucb"
+]  # tyro takes no Literal made from BANDITS
+
+
+def choose_arms(rates, lr_range, five):
+    """The learning rates that the options mean, a tuple.
+
+    Args:
+        rates: what --learning-rates gives, rates or the name of a set of `five`.
+        lr_range: what --lr-range gives instead: None or the ends of a range, for 25 rates in equal ratios.
+
+    Raises:
+        ValueError: the ends of the range are not in ascending order.
+    """
+    if lr_range:
+        low, high = lr_range
+        if not low < high:
+            raise ValueError(f"must be two rates in ascending order, not {low:g} {high:g}")
+        return tuple(float(rate) for rate in np.geomspace(low, high, 25))
+    return five[ARM_SETS[rates]] if isinstance(rates, str) else rates
 
 
 def make_bandit(name, arms, **options):
-    """The bandit that `--bandit NAME` means; of `options` it gets those that its constructor has.
+    """The bandit that `--bandit NAME` means; of `options` it gets those that its constructor has and that are not None.
 
     Raises:
         ValueError: there is no such bandit, or the bandit refuses its arguments.
@@ -210,4 +588,6 @@ def make_bandit(name, arms, **options):
     if name not in BANDITS:
         raise ValueError(f"there is no bandit {name!r}; there are {', '.join(BANDITS)}")
     accepted = inspect.signature(BANDITS[name]).parameters
-    return BANDITS[name](arms, **{option: value for option, value in options.items() if option in accepted})
+    return BANDITS[name](
+        arms, **{option: value for option, value in options.items() if option in accepted and value is not None}
+    )

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import ale_py
@@ -24,7 +25,7 @@ from gymnasium.utils.save_video import capped_cubic_video_schedule
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ARM_SETS, ArmSet, make_bandit
+from bandits import ArmSet, BanditName, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 gym.register_envs(ale_py)
@@ -128,18 +129,22 @@ class Args:
     """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
-    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    lr_range: tuple[float, float] | None = None
+    """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
+    bandit: BanditName = "drift"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
-    bandit_interval: int = 2000
-    """κ, the shortest round in timesteps"""
+    bandit_interval: int | Literal["auto"] = "auto"
+    """κ, the shortest round in timesteps; auto: 2 to 8 stretches of 2,000, until their trend stands out of the noise"""
     bandit_step_size: float = 0.2
     """α, the step size of the weights"""
-    bandit_decay: float = 0.9
-    """δ, the share of its weight that an arm keeps from round to round"""
+    bandit_decay: float | None = None
+    """δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)"""
     bandit_window: int = 5
     """j, the rounds that an improvement is measured against"""
     bandit_feedback: Literal["reward", "raw-reward", "return"] = "reward"
     """a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended"""
+    rollback: bool = True
+    """whether a round that leads to a collapse or to values that are not finite is undone and charged to its arm"""
 
 
 CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; those above: dopamine's jax/…/implicit_quantile.gin
@@ -158,7 +163,8 @@ OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
     "learning_rate": ("constant", "linear", "exponential", "cosine"),
     "lr_decay_rate": ("exponential",),
     **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
-    **dict.fromkeys(("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
+    **dict.fromkeys(("learning_rates", "lr_range", "bandit", "rollback"), ("bandit",)),
+    **dict.fromkeys(("bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
 }
 
 
@@ -394,8 +400,10 @@ def main(argv=None):
     check_meaning(
         args, given, "optimizer", {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")}
     )
-    if isinstance(args.learning_rates, str):
-        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
+    if {"learning_rates", "lr_range"} <= given:
+        reject("--lr-range: takes the place of --learning-rates; give one of them")
+    with reject_errors("--lr-range"):
+        args.learning_rates = choose_arms(args.learning_rates, args.lr_range, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, 1000]", "noop_max")
     check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
@@ -406,10 +414,12 @@ def main(argv=None):
     check(args, "[1, inf)", "num_tau_samples", "num_tau_prime_samples", "num_quantile_samples")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "adam_eps", "bandit_step_size", "kappa")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
+    check(
+        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
+    )  # the rate is a float32
     check(args, "[0, 1]", "gamma", "start_e", "end_e", "eval_e")
     check(args, "(0, 1]", "bandit_decay", "exploration_fraction")
-    check(args, f"[{args.train_frequency}, inf)", "bandit_interval")
+    check(args, f"[{args.train_frequency}, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
     check(args, f"[{max(args.batch_size, args.num_envs * (args.update_horizon + 8))}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
@@ -430,11 +440,12 @@ def main(argv=None):
     scheduler = make_scheduler(args, args.total_timesteps // args.num_envs)
     learning_rate = torch.tensor(scheduler.get_last_lr()[0] if scheduler else args.learning_rate, device=device)
     optimizer = make_optimizer(args, q_network.parameters(), learning_rate)
-    bandit = None
-    if args.lr_control == "bandit":
-        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-        with reject_errors("--learning-rates"):
-            bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
+    has_bandit = args.lr_control == "bandit"
+    stretch_length = 2000 if args.bandit_interval == "auto" else args.bandit_interval
+    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+    options |= {"interval": args.bandit_interval, "seed": args.seed}
+    with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
+        bandit = make_bandit(args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options)
 
     on_gpu = device.type == "cuda"
     if args.buffer_device == "cuda" and not on_gpu:
@@ -468,7 +479,19 @@ def main(argv=None):
     def get_rate():
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
-    with Run(args, bandit and bandit.arms, device, replay_device=str(replay.frames.device)) as run:
+    def training_tensors():
+        """What the updates of a round change."""
+        networks = [*q_network.state_dict().values(), *target_network.state_dict().values()]
+        return networks + [x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+
+    def undo_round(reason):
+        """Go back to the start of the round and charge its arm."""
+        for now, then in zip_longest(training_tensors(), kept):
+            now.zero_() if then is None else now.copy_(then)  # an optimizer has no state before its first step
+        credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
+        run.log_round(global_step, get_rate(), *credit, rolled_back=reason)
+
+    with Run(args, bandit.arms if has_bandit else None, device, replay_device=str(replay.frames.device)) as run:
         seeds = rng.integers(2**31, size=args.num_envs)
         obs, info = envs.reset(seed=seeds)
         games = np.arange(args.num_envs)
@@ -478,8 +501,8 @@ def main(argv=None):
         run.on_exit.callback(
             lambda: recording and record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
         )
-        round_steps, round_reward, round_returns = 0, 0.0, []
-        losses = None  # of the latest update
+        stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandit's last observation
+        losses, kept = None, None  # of the latest update; what a rollback goes back to
 
         for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
@@ -519,26 +542,33 @@ def main(argv=None):
                 episode_returns[done], episode_steps[done] = 0, 0
             obs = next_obs
 
-            # BANDIT: the agent earns a round's rewards while it learns with the round's rate, so the first round opens
-            # with the first update. Before an update, a round that is full is closed, and the next arm drawn.
-            if losses is not None:
-                round_steps += args.num_envs
-                round_reward += (rewards if args.bandit_feedback == "raw-reward" else clipped_rewards).sum()
-                round_returns += ended_returns
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rate. What is seen before the
+            # first update shows where it starts. Before an update, a round that is over is closed, the next drawn.
             num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
             if global_step <= args.learning_starts:
                 num_updates = 0
-            if num_updates:
-                if round_steps >= args.bandit_interval and (round_returns or args.bandit_feedback != "return"):
-                    performance = float(round_reward / round_steps)
+            stretch_steps += args.num_envs
+            stretch_reward += (rewards if args.bandit_feedback == "raw-reward" else clipped_rewards).sum()
+            stretch_returns += ended_returns
+            if num_updates or global_step <= args.learning_starts:
+                if stretch_steps >= stretch_length and (stretch_returns or args.bandit_feedback != "return"):
+                    performance = float(stretch_reward / stretch_steps)
                     if args.bandit_feedback == "return":
-                        performance = sum(round_returns) / len(round_returns)
-                    credit = (bandit.arm, bandit.probabilities, bandit.update(performance)) if bandit else ()
-                    run.log_round(global_step, get_rate(), performance, *credit)
-                    round_steps, round_reward, round_returns = 0, 0.0, []
-                if bandit and round_steps == 0:
-                    bandit.pull()
+                        performance = sum(stretch_returns) / len(stretch_returns)
+                    bandit.observe(performance, stretch_steps)
+                    stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
+                if args.rollback and has_bandit and bandit.has_collapsed:
+                    undo_round("performance has collapsed")
+                elif bandit.round_is_over:
+                    performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
+                    credit = (arm, probabilities, bandit.update(performance))
+                    run.log_round(global_step, get_rate(), performance, *(credit if has_bandit else ()))
+            if num_updates and bandit.arm is None:
+                bandit.pull()
+                kept = [tensor.clone() for tensor in training_tensors()]
+                if has_bandit:
                     learning_rate.fill_(bandit.learning_rate)
+                stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
 
             # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
             if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
@@ -547,7 +577,12 @@ def main(argv=None):
                     scalars = {"losses/td_loss": loss, "losses/q_values": q_value}
                     run.log_scalars(scalars | {"charts/epsilon": get_epsilon(args, global_step)}, global_step)
                     if not math.isfinite(loss):
-                        raise FloatingPointError(f"learning rate {get_rate():g} has led to a loss that is not finite")
+                        if not (args.rollback and has_bandit):
+                            raise FloatingPointError(
+                                f"learning rate {get_rate():g} has led to a loss that is not finite"
+                            )
+                        undo_round("the loss is not finite")
+                        num_updates = 0  # before the next one, an arm is drawn
                 run.progress(global_step, get_rate() if losses is not None else None)
 
             # LEARN

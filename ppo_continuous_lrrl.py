@@ -6,10 +6,12 @@ LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: 
 PPO: Schulman et al., arXiv 1707.06347, with the hyper-parameters of CleanRL's ppo_continuous_action.py.
 """
 
+import copy
 import math
 import os
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import gymnasium as gym
@@ -19,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ARM_SETS, ArmSet, make_bandit
+from bandits import ArmSet, BanditName, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
@@ -105,18 +107,22 @@ class Args:
     """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
-    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    lr_range: tuple[float, float] | None = None
+    """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
+    bandit: BanditName = "drift"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
-    bandit_interval: int = 2048
-    """κ, the shortest round in timesteps; rounded up to whole rollouts (`rollouts_per_round` in config.json)"""
+    bandit_interval: int | Literal["auto"] = "auto"
+    """κ, the shortest round in timesteps; auto: 2 to 8 rollouts, until their trend stands out of the noise"""
     bandit_step_size: float = 0.2
     """α, the step size of the weights"""
-    bandit_decay: float = 0.9
-    """δ, the share of its weight that an arm keeps from round to round"""
+    bandit_decay: float | None = None
+    """δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)"""
     bandit_window: int = 5
     """j, the rounds that an improvement is measured against"""
     bandit_feedback: Literal["reward", "return"] = "reward"
     """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+    rollback: bool = True
+    """whether a round that leads to a collapse or to values that are not finite is undone and charged to its arm"""
 
 
 OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
@@ -124,7 +130,8 @@ OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
     "lr_decay_rate": ("exponential",),
     "target_kl": ("kl",),
     **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
-    **dict.fromkeys(("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
+    **dict.fromkeys(("learning_rates", "lr_range", "bandit", "rollback"), ("bandit",)),
+    **dict.fromkeys(("bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
 }
 
 
@@ -290,17 +297,22 @@ def main(argv=None):
     args, given = parse_args(Args, argv), given_options(argv)
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
     check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
-    if isinstance(args.learning_rates, str):
-        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
+    if {"learning_rates", "lr_range"} <= given:
+        reject("--lr-range: takes the place of --learning-rates; give one of them")
+    with reject_errors("--lr-range"):
+        args.learning_rates = choose_arms(args.learning_rates, args.lr_range, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[0, inf)", "ent_coef", "vf_coef")
-    check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
+    check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+    check(args, "[1, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
     check(args, "[2, inf)", "bandit_window")
     check(args, "[0, inf)", "lr_decay_rate")
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "target_kl", "clip_coef", "max_grad_norm", "bandit_step_size")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
+    check(
+        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
+    )  # the rate is a float32
     check(args, "[1e-06, 0.01]", *({"learning_rate"} if args.lr_control == "kl" else ()))
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
@@ -311,7 +323,6 @@ def main(argv=None):
         reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
     num_iterations = args.total_timesteps // batch_size
     args.total_timesteps = num_iterations * batch_size
-    rollouts_per_round = math.ceil(args.bandit_interval / batch_size)
 
     # SET UP
     torch.set_num_threads(1)  # the layers are too small to share
@@ -329,11 +340,11 @@ def main(argv=None):
     scheduler = make_scheduler(args, num_iterations)
     learning_rate = torch.tensor(scheduler.get_last_lr()[0] if scheduler else args.learning_rate, device=device)
     optimizer = make_optimizer(args, [parameters], learning_rate)
-    bandit = None
-    if args.lr_control == "bandit":
-        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-        with reject_errors("--learning-rates"):
-            bandit = make_bandit(args.bandit, args.learning_rates, **options, seed=args.seed)
+    has_bandit = args.lr_control == "bandit"
+    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+    options |= {"interval": args.bandit_interval, "seed": args.seed}
+    with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
+        bandit = make_bandit(args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options)
     loss_function = ppo_loss
     if args.compile:
         loss_function = torch.compile(ppo_loss, mode="reduce-overhead" if device.type == "cuda" else "default")
@@ -355,16 +366,30 @@ def main(argv=None):
         obs_stats.update(obs)
         return obs_stats.normalize(obs)
 
-    with Run(args, bandit and bandit.arms, device, rollouts_per_round=rollouts_per_round) as run:
+    def training_state():
+        """What a round changes: tensors to be copied, normalisation statistics to be exchanged."""
+        tensors = [parameters.data, *(x for x in optimizer.state[parameters].values() if torch.is_tensor(x))]
+        return tensors, (copy.copy(obs_stats), copy.copy(return_stats))
+
+    def undo_round(reason):
+        """Go back to the start of the round and charge its arm."""
+        nonlocal obs_stats, return_stats
+        tensors, (obs_stats, return_stats) = kept
+        for now, then in zip_longest(training_state()[0], tensors):
+            now.zero_() if then is None else now.copy_(then)  # an optimizer has no state before its first step
+        credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
+        run.log_round(global_step, rate, *credit, rolled_back=reason)
+
+    with Run(args, bandit.arms if has_bandit else None, device) as run:
         if args.capture_video:
             envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
-        global_step = 0
+        global_step, rate, kept = 0, None, None
         obs = np.array([reset(env) for env in envs], np.float32)
         next_obs = np.zeros_like(obs)
         discounted_returns = [0.0] * args.num_envs  # of the running episodes; their deviation scales the rewards
-        rate, round_rollouts, round_reward, round_returns = None, 0, 0.0, []
+        stretch_timesteps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandit's last observation
 
-        for iteration in range(1, num_iterations + 1):
+        for _ in range(num_iterations):
             # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
             policy = agent.numpy_policy()
             noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
@@ -391,6 +416,32 @@ def main(argv=None):
             if not (math.isfinite(rollout_reward) and np.isfinite(next_observations).all()):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
 
+            # BANDIT: this rollout shows what the update before it did, so it counts for the arm of that update (and the
+            # first rollout, before any update, for none). A round that is over is closed, and the next arm drawn.
+            stretch_timesteps += batch_size
+            stretch_reward += rollout_reward
+            stretch_returns += rollout_returns
+            if stretch_returns or args.bandit_feedback == "reward":
+                performance = stretch_reward / stretch_timesteps
+                if args.bandit_feedback == "return":
+                    performance = sum(stretch_returns) / len(stretch_returns)
+                bandit.observe(performance, stretch_timesteps)
+                stretch_timesteps, stretch_reward, stretch_returns = 0, 0.0, []
+            if args.rollback and has_bandit and bandit.has_collapsed:
+                undo_round("performance has collapsed")
+                continue  # this rollout is that of a policy given up; the next one shows where the agent starts from
+            if bandit.round_is_over:
+                performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
+                credit = (arm, probabilities, bandit.update(performance))
+                run.log_round(global_step, rate, performance, *(credit if has_bandit else ()))
+            if bandit.arm is None:
+                bandit.pull()
+                tensors, statistics = training_state()
+                kept = [tensor.clone() for tensor in tensors], statistics
+                if has_bandit:
+                    learning_rate.fill_(bandit.learning_rate)
+            rate = float(f"{learning_rate.item():.7g}")  # float32 has no more digits
+
             # CALCULATE ADVANTAGES
             batch_obs, batch_actions = to_device(observations), to_device(actions)
             with torch.no_grad():
@@ -401,24 +452,6 @@ def main(argv=None):
             batch_advantages = to_device(calculate_gae(args, rewards, values, next_values, terminations, truncations))
             batch_returns = batch_advantages + batch_values
             batch = (batch_advantages, batch_obs, batch_actions, batch_log_probs, batch_values, batch_returns)
-
-            # BANDIT: this rollout shows what the update before it did, so it counts for the arm of that update (and the
-            # first rollout, before any update, for none). A round that is full is closed, and the next arm drawn.
-            if iteration > 1:
-                round_rollouts += 1
-                round_reward += rollout_reward
-                round_returns += rollout_returns
-            if round_rollouts >= rollouts_per_round and (round_returns or args.bandit_feedback == "reward"):
-                performance = round_reward / (round_rollouts * batch_size)
-                if args.bandit_feedback == "return":
-                    performance = sum(round_returns) / len(round_returns)
-                credit = (bandit.arm, bandit.probabilities, bandit.update(performance)) if bandit else ()
-                run.log_round(global_step, rate, performance, *credit)
-                round_rollouts, round_reward, round_returns = 0, 0.0, []
-            if bandit and round_rollouts == 0:
-                bandit.pull()
-                learning_rate.fill_(bandit.learning_rate)
-            rate = float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
             # UPDATE NETWORK
             if args.optimizer == "adamrel":
@@ -461,6 +494,9 @@ def main(argv=None):
             run.log_scalars({name: value.item() for name, value in losses.items()}, global_step)
             run.progress(global_step, rate)
             if not torch.isfinite(parameters).all():
+                if args.rollback and has_bandit:
+                    undo_round("parameters are not finite")
+                    continue
                 raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
 
         if args.save_model:

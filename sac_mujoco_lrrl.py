@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from bandits import ARM_SETS, ArmSet, make_bandit
+from bandits import ArmSet, BanditName, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
@@ -105,30 +106,33 @@ class Args:
     """timesteps of the cyclic schedule from its lowest rate to its highest"""
     learning_rates: tuple[float, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)"""
-    bandit: Literal["lrrl", "uniform"] = "lrrl"
+    lr_range: tuple[float, float] | None = None
+    """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
+    bandit: BanditName = "drift"
     """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
     bandit_scope: Literal["joint", "separate", "critic", "actor"] = "joint"
     """whose rate an arm is: joint: the critics', the others in proportion; separate: a bandit for the critics and one
     for the actor; critic, actor: of that one alone, the others keep learning-rate and its proportions"""
-    bandit_interval: int = 1000
-    """κ, the shortest round in timesteps"""
+    bandit_interval: int | Literal["auto"] = "auto"
+    """κ, the shortest round in timesteps; auto: 2 to 8 stretches of 1,000, until their trend stands out of the noise"""
     bandit_step_size: float = 0.2
     """α, the step size of the weights"""
-    bandit_decay: float = 0.9
-    """δ, the share of its weight that an arm keeps from round to round"""
+    bandit_decay: float | None = None
+    """δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)"""
     bandit_window: int = 5
     """j, the rounds that an improvement is measured against"""
     bandit_feedback: Literal["reward", "return"] = "reward"
     """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+    rollback: bool = True
+    """whether a round that leads to a collapse or to values that are not finite is undone and charged to its arm"""
 
 
 OPTIONS_OF_CONTROLS = {  # option: the controls that it has a meaning for
     "learning_rate": ("constant", "linear", "exponential", "cosine"),
     "lr_decay_rate": ("exponential",),
     **dict.fromkeys(("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"), ("cyclic",)),
-    **dict.fromkeys(
-        ("learning_rates", "bandit", "bandit_step_size", "bandit_decay", "bandit_window", "bandit_scope"), ("bandit",)
-    ),
+    **dict.fromkeys(("learning_rates", "lr_range", "bandit", "bandit_scope", "rollback"), ("bandit",)),
+    **dict.fromkeys(("bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
 }
 CONTROLLERS = {"joint": ("critic",), "separate": ("critic", "actor"), "critic": ("critic",), "actor": ("actor",)}
 
@@ -310,8 +314,10 @@ def main(argv=None):
     if scope:
         check_meaning(args, given, "bandit_scope", {"policy_lr_ratio": ("joint", "critic")})
     check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
-    if isinstance(args.learning_rates, str):
-        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
+    if {"learning_rates", "lr_range"} <= given:
+        reject("--lr-range: takes the place of --learning-rates; give one of them")
+    with reject_errors("--lr-range"):
+        args.learning_rates = choose_arms(args.learning_rates, args.lr_range, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[1, inf)", "total_timesteps", "num_envs", "batch_size", "policy_frequency", "target_network_frequency")
     check(args, "[2, inf)", "bandit_window")
@@ -319,10 +325,12 @@ def main(argv=None):
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
-    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "cyclic_base_lr")  # the rate is a float32
+    check(
+        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
+    )  # the rate is a float32
     check(args, "[0, 1]", "gamma")
     check(args, "(0, 1]", "tau", "bandit_decay")
-    check(args, f"[{args.num_envs}, inf)", "bandit_interval")
+    check(args, f"[{args.num_envs}, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})
@@ -351,16 +359,18 @@ def main(argv=None):
     actor_groups = [{"params": actor.parameters(), "lr": actor_lr}, {"params": [log_alpha], "lr": alpha_lr}]
     actor_optimizer = make_optimizer(args, actor_groups, actor_lr)
     scheduler = make_scheduler(args, args.total_timesteps // args.num_envs)
+    stretch_length = 1000 if args.bandit_interval == "auto" else args.bandit_interval
+    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+    options |= {"interval": args.bandit_interval}
     bandits = {}
-    if args.lr_control == "bandit":
-        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-        for i, controller in enumerate(CONTROLLERS[args.bandit_scope]):
-            with reject_errors("--learning-rates"):
-                bandits[controller] = make_bandit(args.bandit, args.learning_rates, **options, seed=(args.seed, i))
+    with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
+        for i, controller in enumerate(CONTROLLERS[scope or "joint"]):
+            rates = args.learning_rates if scope else [args.learning_rate]
+            bandits[controller] = make_bandit(args.bandit, rates, **options, seed=(args.seed, i))
 
     def set_rates(base):
         """Write the three rates, from the bandits' arms and from `base`, which is that of --learning-rate now."""
-        arms = {controller: bandit.learning_rate for controller, bandit in bandits.items()}
+        arms = {controller: bandit.learning_rate for controller, bandit in bandits.items()} if scope else {}
         critic_lr.fill_(critic_rate := arms.get("critic", base))
         followed = base if scope in ("critic", "actor") else critic_rate
         actor_lr.fill_(arms.get("actor", followed * args.policy_lr_ratio))
@@ -369,7 +379,7 @@ def main(argv=None):
     def get_rate(learning_rate):
         return float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
-    if not bandits:
+    if not scope:
         set_rates(scheduler.get_last_lr()[0] if scheduler else args.learning_rate)
 
     critic_loss_function, actor_loss_function = critic_loss, actor_loss
@@ -402,19 +412,39 @@ def main(argv=None):
 
     replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_size, action_size, device)
 
+    def act(obs, noise):
+        with torch.no_grad():
+            return actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
+
     def reset(env):
         """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
         return env.reset(seed=int(rng.integers(2**31)))[0]
 
-    arms = args.learning_rates if bandits else None
-    with Run(args, arms, device, controllers=tuple(bandits)) as run:
+    def training_tensors():
+        """What the updates of a round change."""
+        networks = [x for network in (actor, critics, target_critics) for x in network.state_dict().values()]
+        states = [*critic_optimizer.state.values(), *actor_optimizer.state.values()]
+        return [*networks, log_alpha.data, *(x for state in states for x in state.values() if torch.is_tensor(x))]
+
+    def undo_round(reason):
+        """Go back to the start of the round and charge its arms."""
+        for now, then in zip_longest(training_tensors(), kept):
+            now.zero_() if then is None else now.copy_(then)  # an optimizer has no state before its first step
+        for controller, bandit in bandits.items():
+            credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
+            run.log_round(
+                global_step, get_rate(controlled_lr[controller]), *credit, controller=controller, rolled_back=reason
+            )
+            reason = None  # two bandits make one rollback
+
+    with Run(args, args.learning_rates if scope else None, device, controllers=tuple(bandits)) as run:
         if args.capture_video:
             envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
         obs = np.array([reset(env) for env in envs], np.float32)
         next_obs = np.zeros_like(obs)
         rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
-        round_steps, round_reward, round_returns = 0, 0.0, []
-        losses = {}  # of the latest updates
+        stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandits' last observation
+        losses, kept = {}, None  # of the latest updates; what a rollback goes back to
 
         for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
@@ -423,9 +453,11 @@ def main(argv=None):
             if global_step <= args.learning_starts:
                 actions = rng.uniform(low, high, (args.num_envs, action_size)).astype(np.float32)
             else:
-                with torch.no_grad():
-                    noise = torch.randn((args.num_envs, action_size), device=device)
-                    actions = actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
+                noise = torch.randn((args.num_envs, action_size), device=device)
+                actions = act(obs, noise)
+                if not np.isfinite(actions).all() and args.rollback and scope and kept:
+                    undo_round("actions are not finite")
+                    actions = act(obs, noise)
                 if not np.isfinite(actions).all():
                     rates = f"{get_rate(critic_lr):g} (critics) and {get_rate(actor_lr):g} (policy)"
                     raise FloatingPointError(f"learning rates {rates} have led to actions that are not finite")
@@ -448,27 +480,34 @@ def main(argv=None):
             for i in ended:
                 obs[i] = reset(envs[i])
 
-            # BANDIT: the agent earns a round's rewards while it learns with the round's rates, so the first round opens
-            # with the first update. Before an update, a round that is full is closed, and the next arms drawn.
-            if losses:
-                round_steps += args.num_envs
-                round_reward += step_reward
-                round_returns += step_returns
-            if round_steps >= args.bandit_interval and (round_returns or args.bandit_feedback == "reward"):
-                performance = round_reward / round_steps
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rates. What is seen before the
+            # first update shows where it starts. Before an update, a round that is over is closed, the next drawn.
+            stretch_steps += args.num_envs
+            stretch_reward += step_reward
+            stretch_returns += step_returns
+            if stretch_steps >= stretch_length and (stretch_returns or args.bandit_feedback == "reward"):
+                performance = stretch_reward / stretch_steps
                 if args.bandit_feedback == "return":
-                    performance = sum(round_returns) / len(round_returns)
-                if not bandits:
-                    run.log_round(global_step, get_rate(critic_lr), performance)
+                    performance = sum(stretch_returns) / len(stretch_returns)
+                for bandit in bandits.values():
+                    bandit.observe(performance, stretch_steps)
+                stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
+            first = bandits["actor" if scope == "actor" else "critic"]  # all of them see the same
+            if args.rollback and scope and first.has_collapsed:
+                undo_round("performance has collapsed")
+            elif first.round_is_over:
                 for controller, bandit in bandits.items():
+                    performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
+                    credit = (arm, probabilities, bandit.update(performance)) if scope else ()
                     rate = get_rate(controlled_lr[controller])
-                    credit = bandit.arm, bandit.probabilities, bandit.update(performance)
                     run.log_round(global_step, rate, performance, *credit, controller=controller)
-                round_steps, round_reward, round_returns = 0, 0.0, []
-            if bandits and round_steps == 0 and global_step > args.learning_starts:
+            if global_step > args.learning_starts and first.arm is None:
                 for bandit in bandits.values():
                     bandit.pull()
-                set_rates(args.learning_rate)
+                kept = [tensor.clone() for tensor in training_tensors()]
+                if scope:
+                    set_rates(args.learning_rate)
+                stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
 
             # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
             if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:

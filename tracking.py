@@ -221,7 +221,7 @@ class Run:
         self.rounds = dict.fromkeys(self.controllers or [None], 0)
         self.pulls = {controller: [0] * len(arms or ()) for controller in self.rounds}
         self.recent_arms = {controller: deque(maxlen=20) for controller in self.rounds}
-        self.summary = {}  # what a script adds to summary.json
+        self.summary = {"rollbacks": 0 if arms else None}  # what is added to summary.json
         self.clock, self.now, self.next_update = None, None, 0.0
         self.bar = self.wandb = None
         self.on_exit = contextlib.ExitStack()  # for what a script must close, however the run ends
@@ -341,9 +341,20 @@ class Run:
         self.log_scalars({"charts/episodic_return": episodic_return} | lengths, global_step)
 
     def log_round(
-        self, global_step, learning_rate, performance, arm=None, probabilities=(), feedback=None, controller=None
+        self,
+        global_step,
+        learning_rate,
+        performance,
+        arm=None,
+        probabilities=(),
+        feedback=None,
+        controller=None,
+        rolled_back=None,
     ):
-        """Log a round that has closed; `probabilities` are those that its arm was drawn from."""
+        """Log a round that has closed; `probabilities` are those that its arm was drawn from.
+
+        `rolled_back` is the reason where a round was undone; its performance is None if nothing was observed.
+        """
         controller = controller if self.controllers else None
         self.rounds[controller] += 1
         probabilities = [float(p) for p in probabilities]
@@ -358,8 +369,12 @@ class Run:
             scalars |= {"lrrl/arm": arm, "lrrl/feedback": feedback, "lrrl/entropy": entropy(probabilities)}
             scalars["lrrl/pull_entropy"] = entropy(np.bincount(recent_arms) / len(recent_arms))
             scalars |= {f"lrrl/probability/{rate:g}": p for rate, p in zip(self.arms, probabilities)}
+        if rolled_back:
+            self.summary["rollbacks"] += 1
+            scalars |= {"lrrl/rollbacks": self.summary["rollbacks"]}
+            tqdm.write(f"step {global_step}: learning rate {learning_rate:g} is rolled back: {rolled_back}", sys.stderr)
         suffix = f"/{controller}" if controller else ""
-        self.log_scalars({name + suffix: value for name, value in scalars.items()}, global_step)
+        self.log_scalars({name + suffix: x for name, x in scalars.items() if x is not None}, global_step)
         self.writer.flush()
 
     def progress(self, global_step, learning_rate):
