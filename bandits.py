@@ -579,6 +579,11 @@ def choose_arms(rates, lr_range, five):
     return five[ARM_SETS[rates]] if isinstance(rates, str) else rates
 
 
+def bandits_with(option):
+    """Names of the bandits whose constructor has `option`."""
+    return tuple(name for name, bandit in BANDITS.items() if option in inspect.signature(bandit).parameters)
+
+
 def make_bandit(name, arms, **options):
     """The bandit that `--bandit NAME` means; of `options` it gets those that its constructor has and that are not None.
 

@@ -25,7 +25,7 @@ from gymnasium.utils.save_video import capped_cubic_video_schedule
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ArmSet, BanditName, choose_arms, make_bandit
+from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 gym.register_envs(ale_py)
@@ -397,6 +397,7 @@ def main(argv=None):
             reject("--exploration-fraction: must be left out beside --exploration-steps")
         args.exploration_fraction = None
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
     check_meaning(
         args, given, "optimizer", {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")}
     )
@@ -557,9 +558,12 @@ def main(argv=None):
                         performance = sum(stretch_returns) / len(stretch_returns)
                     bandit.observe(performance, stretch_steps)
                     stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
-                if args.rollback and has_bandit and bandit.has_collapsed:
+                is_over, can_undo = bandit.round_is_over, args.rollback and has_bandit
+                if can_undo and bandit.has_collapsed:
                     undo_round("performance has collapsed")
-                elif bandit.round_is_over:
+                elif can_undo and is_over and not all(x.isfinite().all() for x in training_tensors()):
+                    undo_round("parameters are not finite")
+                elif is_over:
                     performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
                     credit = (arm, probabilities, bandit.update(performance))
                     run.log_round(global_step, get_rate(), performance, *(credit if has_bandit else ()))

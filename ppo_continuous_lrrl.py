@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ArmSet, BanditName, choose_arms, make_bandit
+from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
@@ -296,6 +296,7 @@ def evaluate(agent, obs_stats, args):
 def main(argv=None):
     args, given = parse_args(Args, argv), given_options(argv)
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
     check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
     if {"learning_rates", "lr_range"} <= given:
         reject("--lr-range: takes the place of --learning-rates; give one of them")

@@ -4,6 +4,10 @@
 
 prints one Markdown row per task and variant and writes `report.md` and `curves.png` into the folder. The interval is a
 95 % stratified bootstrap interval of the interquartile mean over seeds (rliable; Agarwal et al., NeurIPS 2021).
+
+    python report.py results/ppo_bandits --normalize --baseline uniform lrrl
+
+adds the differences to two variants, seed by seed, and a table over all tasks.
 """
 
 import json
@@ -28,6 +32,7 @@ CURVE_POINTS = 200
 NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
     *(
+        "rollouts_per_round",
         "buffer_device",
         "replay_device",
         "eval_e",
@@ -42,7 +47,8 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
 CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them
     *("lr_control", "learning_rate", "learning_rates", "lr_decay_rate", "target_kl"),
     *("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"),
-    *("bandit", "bandit_scope", "bandit_step_size", "bandit_decay", "bandit_window"),
+    *("bandit", "bandit_scope", "bandit_step_size", "bandit_decay", "bandit_window", "bandit_interval"),
+    *("bandit_feedback", "lr_range", "rollback"),
 }
 
 
@@ -50,8 +56,10 @@ CONTROL_OPTIONS = {  # those that make variants of different names different, an
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]
     """parent of the run folders"""
-    baseline: str | None = None
-    """a variant, as the table names it: adds a column of differences to it"""
+    baseline: tuple[str, ...] = ()
+    """variants, as the table names them: adds a column of differences to each"""
+    normalize: bool = False
+    """adds a table over all tasks, on a scale where the untrained policy has 0 and the best constant rate 1"""
 
 
 def read_runs(folder):
@@ -90,9 +98,9 @@ def read_runs(folder):
     return runs
 
 
-def interquartile_mean(values):
-    """Interquartile mean of `values`, one per seed, and the two ends of its interval."""
-    scores = {"": np.array(values, dtype=float)[:, None]}  # (seeds, tasks)
+def interquartile_mean(scores):
+    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval."""
+    scores = {"": np.array(scores, dtype=float).reshape(len(scores), -1)}
     np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
     mean, interval = library.get_interval_estimates(
         scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=BOOTSTRAP_REPETITIONS
@@ -116,10 +124,10 @@ def paired_difference(group, baseline):
     return f"{show(np.mean(ours - theirs))} [{show(low)}, {show(high)}], {len(seeds)} pairs"
 
 
-def make_table(runs, baseline=None):
-    """A Markdown table of final returns and areas under the curve, with `baseline` also of differences to it."""
+def make_table(runs, baselines=()):
+    """A Markdown table of final returns and areas under the curve, and of the differences to `baselines`."""
     columns = ["task", "variant", "seeds", "final return: IQM [95 %]", "of each seed", "AUC: IQM [95 %]"]
-    columns += [f"final return minus {baseline}'s, seed by seed: mean [95 %]"] if baseline else []
+    columns += [f"final return minus {baseline}'s, seed by seed: mean [95 %]" for baseline in baselines]
     lines = [f"| {' | '.join(columns)} |", f"|{'-|' * len(columns)}"]
     for (task, name), group in runs.items():
         cells = [task, name, str(len(group))]
@@ -129,8 +137,57 @@ def make_table(runs, baseline=None):
             cells.append(f"{show(point)} [{show(low)}, {show(high)}]")
             if measure == "final_return":
                 cells.append(", ".join(show(value) for value in values))
-        if baseline:
-            cells.append(paired_difference(group, runs.get((task, baseline), [])))
+        cells += [paired_difference(group, runs.get((task, baseline), [])) for baseline in baselines]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def normalized_returns(runs):
+    """Final returns where the untrained policy has 0 and the best constant rate 1, {variant: {seed: (tasks,)}}.
+
+    The untrained policy's return is the mean over the episodes that end before the first update, of all runs of a task;
+    the best constant rate is the one with the highest mean final return on it. Only variants with runs on all tasks
+    are there, with the seeds that they have on all of them.
+    """
+    scales, returns = {}, {}
+    for task in (tasks := sorted({task for task, _ in runs})):
+        groups = [group for (t, _), group in runs.items() if t == task]
+        constants = [group for group in groups if group[0]["config"]["lr_control"] == "constant"]
+        if not constants:
+            reject(f"--normalize: there is no run of {task} with --lr-control constant")
+        means = [np.mean([run["summary"]["final_return"] for run in group]) for group in constants]
+        untrained = []
+        for run in (run for group in groups for run in group):
+            config = run["config"]
+            first_update = config.get("learning_starts") or config["num_envs"] * config["num_steps"]
+            before = run["episodes"]["global_step"] <= first_update
+            untrained += run["episodes"]["episodic_return"][before].tolist()
+        scales[task] = np.mean(untrained), max(means)
+    for variant in dict.fromkeys(name for _, name in runs):
+        if all((task, variant) in runs for task in tasks):
+            finals = [
+                {run["config"]["seed"]: run["summary"]["final_return"] for run in runs[t, variant]} for t in tasks
+            ]
+            seeds = sorted(set.intersection(*(set(of_task) for of_task in finals)))
+            zeros, ones = np.array([scales[task] for task in tasks]).T
+            scores = np.array([[of_task[seed] for of_task in finals] for seed in seeds]).reshape(-1, len(tasks))
+            returns[variant] = dict(zip(seeds, (scores - zeros) / (ones - zeros)))
+    return returns
+
+
+def make_normalized_table(runs, baselines=()):
+    """A Markdown table over all tasks: interquartile means of normalised final returns and of paired differences."""
+    returns = normalized_returns(runs)
+    columns = ["over all tasks", "seeds", "normalised final return: IQM [95 %]"]
+    columns += [f"minus {baseline}'s, pair by pair: IQM [95 %]" for baseline in baselines]
+    lines = [f"| {' | '.join(columns)} |", f"|{'-|' * len(columns)}"]
+    for variant, scores in returns.items():
+        cells = [variant, str(len(scores))]
+        for baseline in (None, *baselines):
+            others = returns.get(baseline, {})
+            seeds = [seed for seed in scores if baseline is None or (seed in others and variant != baseline)]
+            differences = [scores[seed] - others.get(seed, 0.0) for seed in seeds]
+            cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*interquartile_mean(differences)) if seeds else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -161,9 +218,12 @@ def main(argv=None):
     runs = read_runs(args.folder)
     if not runs:
         reject(f"FOLDER {args.folder}: must be a folder that holds run folders of finished runs")
-    if args.baseline and args.baseline not in (names := sorted({name for _, name in runs})):
-        reject(f"--baseline {args.baseline}: must be one of {', '.join(names)}")
+    for baseline in args.baseline:
+        if baseline not in (names := sorted({name for _, name in runs})):
+            reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
     table = make_table(runs, args.baseline)
+    if args.normalize:
+        table += "\n\n" + make_normalized_table(runs, args.baseline)
     print(table)
     (args.folder / "report.md").write_text(table + "\n")
     plot_learning_curves(runs, args.folder / "curves.png")

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from bandits import ArmSet, BanditName, choose_arms, make_bandit
+from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
 from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
@@ -310,6 +310,7 @@ def main(argv=None):
     if scope in ("critic", "actor"):
         given.discard("learning_rate")  # has a meaning then: it is the rate of what the bandit does not control
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
+    check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
     check_meaning(args, given, "autotune", {"alpha": (False,), "alpha_lr_ratio": (True,)})
     if scope:
         check_meaning(args, given, "bandit_scope", {"policy_lr_ratio": ("joint", "critic")})
@@ -493,9 +494,12 @@ def main(argv=None):
                     bandit.observe(performance, stretch_steps)
                 stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []
             first = bandits["actor" if scope == "actor" else "critic"]  # all of them see the same
-            if args.rollback and scope and first.has_collapsed:
+            is_over, can_undo = first.round_is_over, args.rollback and scope
+            if can_undo and first.has_collapsed:
                 undo_round("performance has collapsed")
-            elif first.round_is_over:
+            elif can_undo and is_over and not all(x.isfinite().all() for x in training_tensors()):
+                undo_round("parameters are not finite")
+            elif is_over:
                 for controller, bandit in bandits.items():
                     performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
                     credit = (arm, probabilities, bandit.update(performance)) if scope else ()

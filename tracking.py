@@ -190,10 +190,19 @@ def plot_curves(folder):
         axes[1].plot(steps, rounds["learning_rate"][of_this], ".", color=color, markersize=3, label=name)
         if probabilities:
             axis = axes[2 + i]
-            for rate, column in sorted(zip(rates, probabilities), reverse=True):
+            axis.set_ylabel(f"probability {name}".strip())
+            lines = sorted(zip(rates, probabilities), reverse=True)
+            if len(rates) > 10:  # of so many lines, none could be told from another
+                image = np.array([rounds[column][of_this] for _, column in lines])
+                if len(steps):
+                    colored = axis.pcolormesh(steps, [rate for rate, _ in lines], image, vmin=0, rasterized=True)
+                    figure.colorbar(colored, ax=axis)
+                axis.set(yscale="log", ylabel="learning rate: " + axis.get_ylabel())
+                continue
+            for rate, column in lines:
                 axis.plot(steps, rounds[column][of_this], color=colors[rate], label=f"{rate:g}")
             axis.axhline(1 / len(rates), color="grey", linestyle=":", linewidth=1, label="uniform")
-            axis.set(ylabel=f"probability {name}".strip(), ylim=(0, 1))
+            axis.set_ylim(0, 1)
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
     if len(names) > 1:
         axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

@@ -1,4 +1,5 @@
-"""What bandits.py promises: the paper's recursion to the letter, finite probabilities, seeded draws, plain state."""
+"""What bandits.py promises: the papers' rules to the letter, finite probabilities, seeded draws, plain state, rounds of
+their own length, and that a bandit that claims to learn does."""
 
 import inspect
 import json
@@ -11,7 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import ARM_SETS, BANDITS, LRRL, ArmSet, Bandit, Uniform, make_bandit
+from bandits import (
+    ARM_SETS,
+    BANDITS,
+    DUCB,
+    LRRL,
+    MOSS,
+    WUCB,
+    ArmSet,
+    Bandit,
+    BanditName,
+    Drift,
+    Exp3,
+    Uniform,
+    choose_arms,
+    make_bandit,
+)
+from tests import simulator
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 any_finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -152,7 +169,7 @@ def test_a_state_of_other_arms_is_refused(name):
         make_bandit(name, ARMS).load_state_dict(make_bandit(name, ARMS[:3]).state_dict())
 
 
-@every_bandit
+@pytest.mark.parametrize("name", ["drift", "lrrl", "uniform", "exp3"])  # the others draw no random numbers
 def test_draws_repeat_with_the_seed_and_differ_without(name):
     draws = [play(make_bandit(name, ARMS, seed=seed), [0.0] * 50) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
@@ -221,14 +238,16 @@ def test_make_bandit_knows_the_names_and_passes_on_what_a_bandit_takes():
     bandit = make_bandit("lrrl", ARMS, step_size=0.7, decay=0.5, window=3, seed=9)
     assert (bandit.step_size, bandit.decay, bandit.performances.maxlen) == (0.7, 0.5, 3)
     assert isinstance(make_bandit("uniform", ARMS, step_size=0.7, decay=0.5, window=3, seed=9), Uniform)
+    assert make_bandit("lrrl", ARMS, decay=None).decay == 0.9 and make_bandit("exp3", ARMS, decay=None).decay == 0.98
+    assert set(get_args(BanditName)) == set(BANDITS)
     with pytest.raises(ValueError, match="lrrl, uniform"):
         make_bandit("no-such-bandit", ARMS)
 
 
 def test_a_users_bandit_needs_probabilities_and_learn_and_nothing_else():
     class Greedy(Bandit):
-        def __init__(self, arms, window=5, seed=0):
-            super().__init__(arms, window, seed)
+        def __init__(self, arms, interval="auto", window=5, seed=0):
+            super().__init__(arms, interval, window, seed)
             self.totals = np.zeros(len(self.arms))
 
         @property
@@ -239,3 +258,301 @@ def test_a_users_bandit_needs_probabilities_and_learn_and_nothing_else():
             self.totals[self.arm] += feedback
 
     assert play(Greedy(ARMS), [1.0, 0.0, 1.0]) == [0, 0, 1]
+
+
+# --- rounds of their own length ---------------------------------------------------------------------------------------
+
+
+def observe_all(bandit, performances):
+    """Observe until the round is over; returns how many observations that took."""
+    bandit.pull()
+    for n, performance in enumerate(performances, start=1):
+        bandit.observe(performance, 10)
+        if bandit.round_is_over:
+            return n
+    return None
+
+
+def noisy_bandit(name="uniform", seed=0):
+    """A bandit that has seen sixty observations with noise 1 around 0."""
+    bandit = make_bandit(name, ARMS, seed=1)
+    for performance in np.random.default_rng(seed).standard_normal(60):
+        bandit.observe(performance, 10)
+    return bandit
+
+
+@every_bandit
+def test_a_round_of_a_given_interval_lasts_as_many_timesteps(name):
+    bandit = make_bandit(name, ARMS, interval=25)
+    assert observe_all(bandit, [0.0] * 10) == 3  # 10, 20, 30 timesteps
+    bandit.update(bandit.performance)
+    assert observe_all(bandit, [0.0] * 10) == 3
+    assert make_bandit(name, ARMS, interval=1).round_is_over is False
+
+
+@every_bandit
+def test_an_automatic_round_lasts_until_its_trend_stands_out_of_the_noise_and_2_to_8_observations(name):
+    assert observe_all(noisy_bandit(name), [10.0, 20.0, 30.0]) == 2
+    assert observe_all(noisy_bandit(name), [-10.0, -20.0, -30.0]) == 2
+    assert observe_all(noisy_bandit(name), [0.0, 0.1, 0.0, -0.1, 0.0, 0.1, 0.0, 0.0, 9.0]) == 8
+    slow = [0.5 * n for n in range(1, 9)]
+    assert 2 < observe_all(noisy_bandit(name), slow) < 8
+
+
+def test_the_noise_is_that_of_an_observation_and_outliers_do_not_spoil_it():
+    bandits = [noisy_bandit(seed=seed) for seed in range(100)]
+    assert np.mean([bandit.noise for bandit in bandits]) == pytest.approx(1, abs=0.1)  # standard error 0.02
+    for bandit in bandits:
+        for performance in (1e3, 0.0, -1e3, 0.0):
+            bandit.observe(performance, 10)
+    assert np.mean([bandit.noise for bandit in bandits]) == pytest.approx(1.1, abs=0.2)
+    assert Uniform(ARMS).noise == 0
+
+
+def test_the_performance_of_a_round_weighs_observations_by_timesteps():
+    bandit = Uniform(ARMS)
+    bandit.observe(100.0, 50)  # before the first round
+    assert bandit.performance is None
+    bandit.pull()
+    bandit.observe(1.0, 10)
+    bandit.observe(4.0, 30)
+    assert bandit.performance == (1.0 * 10 + 4.0 * 30) / 40
+
+
+@every_bandit
+def test_a_collapse_is_two_observations_far_below_all_before_and_below_half_of_what_was_gained(name):
+    def collapsed(*performances, gained=20.0):
+        bandit = make_bandit(name, ARMS, seed=1)
+        for performance in [0.0] + [gained + x for x in np.random.default_rng(0).standard_normal(20)]:
+            bandit.observe(performance, 10)
+        bandit.pull()
+        for performance in performances:
+            bandit.observe(performance, 10)
+        return bandit.has_collapsed
+
+    assert collapsed(3.0, 2.0) and collapsed(20.0, 3.0, 2.0) and collapsed(-100.0, 2.0)
+    assert not collapsed(3.0)  # one bad observation may be chance
+    assert not collapsed(3.0, 20.0) and not collapsed(3.0, 2.0, 20.0)  # it has recovered
+    assert not collapsed(13.0, 13.0)  # far out of the noise, but less than half of what was gained
+    assert not collapsed(0.0, 0.0, gained=2.0)  # all that was gained, but within the noise
+
+
+@every_bandit
+def test_a_failed_arm_is_charged_and_later_ones_are_not_praised_for_being_better(name):
+    bandit = make_bandit(name, ARMS, seed=1)
+    bandit.observe(0.0, 10)
+    for performance in (1.0, 2.0, 3.0):
+        bandit.pull()
+        bandit.observe(performance, 10)
+        bandit.update(bandit.performance)
+    bandit.pull()
+    arm, before = bandit.arm, bandit.probabilities
+    assert bandit.fail() < -3  # 0 − (3 − 0) is the charge, and 1.5 the mean of the window
+    assert bandit.arm is None and list(bandit.performances) == [1.0, 2.0, 3.0]
+    if name in ("drift", "lrrl"):
+        assert bandit.probabilities[arm] < before[arm]
+    bandit.observe(3.0, 10)
+    bandit.pull()
+    assert bandit.update(3.0) == 3.0 - (1 + 2 + 3 + 3) / 4
+
+
+def test_a_failure_before_anything_was_observed_is_charged_too():
+    bandit = Drift(ARMS, seed=1)
+    arm = bandit.pull()
+    before = bandit.probabilities[arm]
+    bandit.fail()
+    assert bandit.probabilities[arm] < before
+
+
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+def draws(bandit, performance, rounds=80):
+    """The arms that `bandit` draws when `performance(n, rate)` is observed n-th; one observation before the first."""
+    bandit.observe(performance(0, ARMS[2]), 1)
+    arms = []
+    for n in range(1, rounds):
+        if bandit.arm is None:
+            arms.append(bandit.pull())
+        bandit.observe(performance(n, bandit.learning_rate), 1)
+        if bandit.round_is_over:
+            bandit.update(bandit.performance)
+    return arms
+
+
+@given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10), range_of_arms=st.booleans())
+def test_drift_draws_the_same_whatever_the_scale_and_the_zero_of_performance(scale, shift, seed, range_of_arms):
+    arms = np.geomspace(3e-5, 3e-3, 25) if range_of_arms else ARMS
+
+    def play_scaled(a, b):
+        noise = np.random.default_rng(seed).standard_normal(200)
+        return draws(Drift(arms, seed=seed), lambda n, rate: a * (noise[n] + n * (rate < 2e-4)) + b)
+
+    assert play_scaled(1.0, 0.0) == play_scaled(scale, scale * shift)
+
+
+def test_drift_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
+    """Against the same Gaussian model written as one big regression: levels and drifts of all times at once."""
+    monkeypatch.setattr(Drift, "SIZES", (0.3,))
+    monkeypatch.setattr(Drift, "CUT", 1e9)
+    bandit, rng, observations, pulled = Drift(ARMS), np.random.default_rng(3), [0.0], []
+    bandit.observe(0.0, 1)
+    for arm in (2, 2, 0, 4, 4, 1):
+        bandit.arm = arm
+        observations.append(float(rng.standard_normal()))
+        bandit.observe(observations[-1], 1)
+        bandit.update(0.0)
+        pulled.append(arm)
+
+    sigma, rho = math.sqrt(bandit.variance[0]), math.exp(-1 / 300)
+    log_rates = np.log10(ARMS)
+    z = np.array([-1, -0.5, 0, 0.5, 1])
+    kernel = 0.3**2 * (1 + np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2))
+    times, arms = np.arange(1, 7), np.array(pulled)
+    # Cov(d_t(i), d_u(k)) = ρ^|t−u| c(i, k); the first observation is the first level, with variance 1.
+    drift_covariance = rho ** np.abs(times[:, None] - times) * kernel[np.ix_(arms, arms)]
+    to_levels = np.tril(np.ones((6, 6)))  # L_t = L_0 + the drifts up to t
+    covariance = 1 + to_levels @ (drift_covariance + 0.1**2 * np.eye(6)) @ to_levels.T + np.eye(6)
+    cross = rho ** (6 - times) * kernel[:, arms] @ to_levels.T
+    prior = -0.5 * 0.3 * z**2
+    residual = np.array(observations[1:]) - sigma * to_levels @ prior[arms]
+    expected = prior + cross @ np.linalg.solve(covariance, residual) / sigma
+    assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
+    posterior = kernel - cross @ np.linalg.solve(covariance, cross.T)
+    assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
+
+
+def test_drift_starts_near_the_middle_of_its_range():
+    probabilities = Drift(ARMS).probabilities
+    assert probabilities.argmax() == 2 and probabilities[2] > 0.4 and probabilities.min() > 0
+    assert Drift([3e-3, 3e-5, 3e-4]).probabilities.argmax() == 2  # by rate, in whatever order they come
+
+
+def test_a_state_of_drift_is_small_and_its_matrices_stay_covariances():
+    bandit = Drift(np.geomspace(1e-5, 1e-2, 25), seed=1)
+    rng = np.random.default_rng(0)
+    draws(bandit, lambda n, rate: 1e6 * rng.standard_normal() if n % 100 == 0 else rng.standard_normal(), rounds=3000)
+    assert np.linalg.eigvalsh(bandit.covariance).min() > -1e-9
+    assert len(json.dumps(bandit.state_dict())) < 200_000
+
+
+# --- the bandits of others --------------------------------------------------------------------------------------------
+
+
+def test_exp3_follows_its_equations_worked_out_by_hand():
+    bandit = Exp3([1e-4, 1e-3], decay=0.5, exploration=0.2)
+    assert bandit.probabilities.tolist() == [0.5, 0.5]
+    bandit.arm = 0
+    bandit.learn(1.0)  # alone, its range is empty: reward 0
+    bandit.arm = 0
+    bandit.learn(3.0)  # the best so far: reward 1
+    assert bandit.gains == pytest.approx([1 / 0.5, 0])
+    p = 0.8 * math.exp(0.1 * 2) / (math.exp(0.1 * 2) + 1) + 0.1
+    assert bandit.probabilities[0] == pytest.approx(p)
+    bandit.arm = 1
+    bandit.learn(2.0)  # in the middle: reward 0.5
+    assert bandit.gains == pytest.approx([0.5 * 2, 0.5 / (1 - p)])
+
+
+@pytest.mark.parametrize(
+    ("bandit", "bonus"),
+    [
+        (MOSS(ARMS[:2]), lambda n: math.sqrt(1.175 * max(0, math.log(4 / (2 * n))) / n)),
+        (DUCB(ARMS[:2], decay=1.0), lambda n: 2 * math.sqrt(0.5 * math.log(4) / n)),
+        (WUCB(ARMS[:2], memory=9), lambda n: math.sqrt(math.log(4) / n)),
+    ],
+    ids=["moss", "ducb", "wucb"],
+)
+def test_index_bandits_pull_the_largest_mean_plus_bonus_worked_out_by_hand(bandit, bonus):
+    bandit.arm = 0
+    bandit.learn(0.0)
+    assert bandit.probabilities.tolist() == [0, 1]  # an arm that is new comes first
+    for arm, reward in ((1, 10.0), (0, 5.0), (0, 4.0)):
+        bandit.arm = arm
+        bandit.learn(reward)
+    assert bandit.bonus(bandit.pulls) == pytest.approx([bonus(3), bonus(1)])
+    indices = [0.3 + bonus(3), 1.0 + bonus(1)]  # means 3 and 10, of rewards between 0 and 10
+    assert bandit.probabilities.argmax() == np.argmax(indices)
+
+
+def test_discounted_and_windowed_bandits_forget_at_their_rates():
+    ducb, wucb = DUCB(ARMS[:2], decay=0.5), WUCB(ARMS[:2], memory=2)
+    for arm, reward in ((0, 1.0), (1, 3.0), (1, 4.0)):
+        for bandit in (ducb, wucb):
+            bandit.arm = arm
+            bandit.learn(reward)
+    assert ducb.pulls == pytest.approx([0.25, 1.5]) and ducb.totals == pytest.approx([0.25, 5.5])
+    assert wucb.pulls.tolist() == [0, 2] and wucb.totals.tolist() == [0, 7]
+
+
+def regret(bandit, means, seed=0):
+    """Pseudo-regret after each round of Bernoulli rewards; `means` (rounds, K)."""
+    uniforms = np.random.default_rng(seed).random(len(means))
+    lost = []
+    for mean, u in zip(means, uniforms):
+        arm = bandit.pull()
+        bandit.learn(float(u < mean[arm]))
+        lost.append(mean.max() - mean[arm])
+    return np.sum(lost)
+
+
+def test_moss_and_ucb_stay_within_their_published_bounds_where_uniform_does_not():
+    means = np.tile([0.95, 0.05], (30_000, 1))
+    rounds, gap = len(means), 0.9
+    moss_bound = 49 * math.sqrt(2 * rounds)  # Audibert and Bubeck 2009, theorem 5
+    ucb_bound = 8 * math.log(rounds) / gap + (1 + math.pi**2 / 3) * gap  # Auer, Cesa-Bianchi and Fischer 2002
+    assert regret(MOSS(ARMS[:2]), means) < min(moss_bound, 100)
+    assert regret(DUCB(ARMS[:2], decay=1.0), means) < ucb_bound
+    assert regret(Uniform(ARMS[:2]), means) > max(moss_bound, ucb_bound)
+
+
+@pytest.mark.parametrize(
+    ("forgetting", "itself"),
+    [
+        (lambda: DUCB(ARMS[:2], decay=0.999), lambda: DUCB(ARMS[:2], decay=1.0)),
+        (lambda: WUCB(ARMS[:2], memory=1000), lambda: WUCB(ARMS[:2], memory=10**9)),
+        (lambda: Exp3(ARMS[:2], decay=0.999), lambda: Exp3(ARMS[:2], decay=1.0)),
+    ],
+    ids=["ducb", "wucb", "exp3"],
+)
+def test_where_the_best_arm_becomes_the_worst_those_that_forget_beat_themselves_without(forgetting, itself):
+    means = np.repeat([[0.9, 0.5], [0.1, 0.5]], 5000, axis=0)
+    losses = [[regret(make(), means, seed) for seed in range(2)] for make in (forgetting, itself)]
+    assert max(losses[0]) < min(losses[1]) / 2
+
+
+# --- does it learn? ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "dqn"])
+@pytest.mark.parametrize("scenario", simulator.HELD_OUT)
+def test_drift_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chance(algorithm, scenario):
+    calibration = json.loads(simulator.CALIBRATION.read_text())[algorithm]
+    levels = {}
+    for name in ("drift", "uniform", "lrrl", "exp3"):
+        bandits = [make_bandit(name, simulator.ARMS, seed=seed) for seed in range(1000, 1050)]
+        agents = [simulator.Agent(seed, calibration, scenario) for seed in range(1000, 1050)]
+        levels[name] = np.array([simulator.live(bandit, agent)[0] for bandit, agent in zip(bandits, agents)])
+    for name in ("uniform", "lrrl", "exp3"):
+        difference = levels["drift"] - levels[name]
+        assert difference.mean() > 3.5 * difference.std(ddof=1) / math.sqrt(50), (name, difference.mean())
+
+
+def test_the_calibration_is_that_of_the_published_runs():
+    table = json.loads(simulator.CALIBRATION.read_text())
+    results = simulator.CALIBRATION.parent.parent / "results"
+    for name, source in simulator.SOURCES.items():
+        assert table[name] == simulator.calibrate(results / source)
+
+
+# --- ranges -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_range_becomes_25_rates_in_equal_ratios():
+    arms = choose_arms("all5", (1e-5, 1e-2), ARMS)
+    assert len(arms) == 25 and arms[0] == pytest.approx(1e-5) and arms[-1] == pytest.approx(1e-2)
+    assert np.diff(np.log10(arms)) == pytest.approx(3 / 24)
+    assert choose_arms("sparse3", None, tuple(ARMS)) == tuple(ARMS[::2]) and choose_arms((1.0,), None, ARMS) == (1.0,)
+    for wrong in ((1e-2, 1e-5), (1e-3, 1e-3)):
+        with pytest.raises(ValueError, match="ascending"):
+            choose_arms("all5", wrong, ARMS)

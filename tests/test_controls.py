@@ -1,4 +1,4 @@
-"""What all training scripts promise alike of `--lr-control`, `--optimizer` and the names of arm sets."""
+"""What all training scripts promise alike of `--lr-control`, `--optimizer`, `--rollback` and the choice of arms."""
 
 import math
 
@@ -10,6 +10,8 @@ import dqn_atari_lrrl as dqn
 import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
+import tracking
+from bandits import Bandit
 from tests import toy_envs
 
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
@@ -133,6 +135,101 @@ def test_arm_sets_are_chosen_by_name_from_a_scripts_own_arms(script, train):
     run = train(module.main, f"{small} --learning-rates sparse3")
     assert run.config["learning_rates"] == [module.Args.learning_rates[arm] for arm in (0, 2, 4)]
     assert len(run.summary["pulls"]) == 3
+
+
+def test_a_range_of_rates_in_place_of_arms(script, train):
+    module, small, _ = script
+    run = train(module.main, f"{small} --lr-range 1e-5 1e-3")
+    assert run.config["learning_rates"] == pytest.approx(np.geomspace(1e-5, 1e-3, 25))
+    assert len(run.summary["pulls"]) == 25 and "p_24" in run.rounds
+    assert (run.path / "curves.png").exists()
+
+
+def test_automatic_rounds_end_when_the_bandit_says_so(script, train, monkeypatch):
+    module, small, _ = script
+    small = small.replace("--bandit-interval 40", "--bandit-interval auto")
+    lengths = []
+
+    class Spy(Bandit):
+        """Rounds of three observations, whatever they are."""
+
+        probabilities = property(lambda self: np.eye(len(self.arms))[0])
+        round_is_over = property(lambda self: len(self.observations) == 3)
+
+        def learn(self, feedback):
+            lengths.append(self.durations)
+
+    monkeypatch.setattr("bandits.BANDITS", {"drift": Spy})
+    stretch = 80 if module is ppo else {sac: 1000}.get(module, 2000)
+    total = 8 * stretch if module is ppo else 5 * stretch  # a first observation, and a round and a bit
+    run = train(module.main, f"{small} --total-timesteps {total}")
+    assert len(run.rounds["round"]) >= 1
+    assert all(len(durations) == 3 for durations in lengths)
+    if module is not ppo:
+        assert {stretch} == {duration for durations in lengths for duration in durations}
+
+
+@pytest.mark.parametrize("reason", ["collapse", "not finite"])
+def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
+    reason, script, train, optimizer_steps, monkeypatch, tmp_path
+):
+    module, small, _ = script
+    at_pull, undone, failed = {}, [], []
+
+    def training_state():
+        optimizers = {id(optimizer): optimizer for *_, optimizer in optimizer_steps}
+        return {
+            key: [x.detach().clone() for group in optimizer.param_groups for x in group["params"]]
+            + [x.clone() for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+            for key, optimizer in optimizers.items()
+        }
+
+    def pull(self, original=Bandit.pull):
+        at_pull.update(training_state())
+        return original(self)
+
+    def fail(self, original=Bandit.fail):
+        failed.append(self.learning_rate)
+        return original(self)
+
+    def log_round(self, *args, original=tracking.Run.log_round, rolled_back=None, **kwargs):
+        if rolled_back:
+            undone.append(rolled_back)
+            now = training_state()
+            assert now and all(at_pull.get(key) for key in now), "it happens after a round that was not the first"
+            for key, tensors in now.items():
+                assert all(torch.equal(x, then) for x, then in zip(tensors, at_pull[key], strict=True))
+        return original(self, *args, rolled_back=rolled_back, **kwargs)
+
+    monkeypatch.setattr(Bandit, "pull", pull)
+    monkeypatch.setattr(Bandit, "fail", fail)
+    monkeypatch.setattr(tracking.Run, "log_round", log_round)
+    rates = "1e-4 3e-4"
+    if reason == "collapse":
+        collapsed = property(lambda self: bool(self.observations) and len(self.performances) == 2 and not undone)
+        monkeypatch.setattr(Bandit, "has_collapsed", collapsed)
+    else:
+        rates = "1e-4 1e30"
+        choice = property(lambda self: np.eye(2)[int(len(self.performances) == 2 and not undone)])
+        monkeypatch.setattr("bandits.Uniform.probabilities", choice)
+    run = train(module.main, f"{small} --bandit uniform --learning-rates {rates} --save-model --total-timesteps 480")
+    assert run.summary["status"] == "finished" and run.summary["rollbacks"] == 1 == len(undone) == len(failed)
+    assert ("collapsed" if reason == "collapse" else "not finite") in undone[0]
+    if reason == "not finite":
+        assert failed == [1e30]
+    assert run.rounds["feedback"][2] < (0 if "StepCounter" in small else 1) and len(run.rounds["round"]) >= 4
+    model = torch.load(run.path / "model.pt", weights_only=True)
+    assert all(torch.isfinite(x).all() for state in model.values() if isinstance(state, dict) for x in state.values())
+
+
+def test_without_rollback_no_round_is_undone(script, train, monkeypatch):
+    module, small, _ = script
+    monkeypatch.setattr(Bandit, "has_collapsed", property(lambda self: True))
+    run = train(module.main, f"{small} --no-rollback")
+    assert run.summary["rollbacks"] == 0 and run.summary["status"] == "finished"
+    with pytest.raises(SystemExit) as end:
+        train(module.main, f"{small} --no-rollback --learning-rates 1e30")
+    assert end.value.code == 3
 
 
 @pytest.mark.parametrize(("kl", "factor", "bound"), [("far", 1 / 1.5, 1e-6), ("near", 1.5, 1e-2), ("right", 1, 1)])

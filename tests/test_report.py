@@ -84,6 +84,38 @@ def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
     assert end.value.code == 2 and "must be one of lrrl, uniform" in capsys.readouterr().err
 
 
+def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_differences_are_paired(
+    tmp_path, capsys
+):
+    # write_run() logs episodes with a tenth, two tenths … of the final return at 100, 200 …; updates start after 100.
+    before = {"num_envs": 1, "num_steps": 100}
+    for task, best in (("Hopper-v5", 100.0), ("Walker2d-v5", 1000.0)):
+        for seed in (1, 2, 3):
+            write_run(tmp_path, task, seed, best, lr_control="constant", **before)
+            write_run(tmp_path, task, seed, best / 2, lr_control="constant", learning_rate=1e-2, **before)
+            write_run(tmp_path, task, seed, best * (0.4 + seed / 100), bandit="uniform", **before)
+            write_run(tmp_path, task, seed, best * (0.7 + seed / 100), **before)
+    write_run(tmp_path, "Hopper-v5", 4, 66.0, **before)  # only on one of the tasks; as good as the others on average
+    untrained = 0.1 * 0.66  # (1 + 0.5 + 0.42 + 0.72) / 4 is 0.66
+    report.main([str(tmp_path), "--normalize", "--baseline", "uniform"])
+    text = capsys.readouterr().out.split("over all tasks")[1]
+    rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in text.splitlines()[2:])}
+    assert rows["constant 0.0003"][1].strip() == "1.00 [1.00, 1.00]"
+    assert rows["constant 0.01"][1].strip().startswith(f"{(0.5 - untrained) / (1 - untrained):.2f} ")
+    assert rows["lrrl"][0].strip() == "3"
+    assert rows["lrrl"][1].strip().startswith(f"{(0.72 - untrained) / (1 - untrained):.2f} [")
+    difference = f"{0.3 / (1 - untrained):.2f}"  # in every pair the same
+    assert rows["lrrl"][2].strip() == f"{difference} [{difference}, {difference}]"
+    assert rows["uniform"][2].strip() == ""
+
+
+def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0)
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path), "--normalize"])
+    assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
+
+
 def test_the_interval_covers_the_point_and_repeats():
     values = np.random.default_rng(0).normal(100, 10, 12)
     point, low, high = report.interquartile_mean(values)

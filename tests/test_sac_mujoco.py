@@ -368,7 +368,7 @@ def test_it_learns_pendulum(start, tmp_path):
 
 def test_a_rate_that_diverges_ends_the_run_with_code_3_and_is_named(train, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
-        train(sac.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 4000 --learning-rates 1e30")
+        train(sac.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 4000 --no-rollback --learning-rates 1e30")
     run = only_folder(tmp_path / "runs1")
     assert end.value.code == 3 and run.summary["status"] == "diverged"
     assert "1e+30 (critics)" in capsys.readouterr().err and (run.path / "curves.png").exists()
