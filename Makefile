@@ -13,7 +13,7 @@ run: install
 	.venv/bin/python ppo_continuous_lrrl.py --total-timesteps 300000 $(ARGS)
 
 test: install
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n auto $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .

@@ -10,8 +10,10 @@ paper's six functions are not known to us; these are among the usual ones (https
 """
 
 import csv
+import itertools
 import json
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,14 @@ import torch
 from scipy.stats import rankdata
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ARM_SETS, BANDITS, ArmSet, make_bandit
+from bandits import ArmSet, choose_arms, make_bandit
 from tracking import check, parse_args, reject, reject_errors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+BANDITS = ("drift", "lrrl", "uniform")
 
 
 @dataclass
@@ -154,12 +157,14 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
         if bandits is None:
             rate = rates[t]
         elif t % args.bandit_interval == 0:
-            if t:
-                decrease = values[t - args.bandit_interval] - values[t]
-                for bandit, performance in zip(bandits, decrease):
+            for bandit, performance in zip(bandits, -values[t]):
+                if t:
                     bandit.update(performance)
-            probabilities.append(np.mean([bandit.probabilities for bandit in bandits], axis=0))
-            rate = torch.tensor([[bandit.arms[bandit.pull()]] for bandit in bandits], dtype=torch.float64)
+                else:
+                    bandit.observe(performance, 1)
+                bandit.pull()
+            probabilities.append(np.mean([bandit.drawn_from for bandit in bandits], axis=0))
+            rate = torch.tensor([[bandit.learning_rate] for bandit in bandits], dtype=torch.float64)
         before = points.detach().clone()
         optimizer.zero_grad()
         values_now.sum().backward()
@@ -171,6 +176,28 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
             points.clamp_(objective.low, objective.high)
         path.append(points.detach().numpy().copy())
     return np.array(values), np.array(path), diverged.numpy(), np.array(probabilities)
+
+
+def study(args, name):
+    """The lives of every variant on a function, {optimizer: {variant: {"final": (lives,), "auc": (lives,), …}}}."""
+    torch.set_num_threads(1)  # the other functions need the other cores
+    objective, schedules = OBJECTIVES[name], make_schedules(args)
+    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    uniform = np.concatenate([np.random.default_rng(seed).random((args.num_starts, 2)) for seed in seeds])
+    starts = objective.low + (objective.high - objective.low) * uniform
+    lives = {optimizer: {} for optimizer in OPTIMIZERS}
+    for optimizer, variant in itertools.product(OPTIMIZERS, (*schedules, *BANDITS)):
+        bandits = None
+        if variant in BANDITS:
+            keys = [(seed, i) for seed in seeds for i in range(args.num_starts)]
+            bandits = [make_bandit(variant, args.learning_rates, **options, seed=key) for key in keys]
+        rates = schedules.get(variant)
+        values, path, diverged, probabilities = descend(args, objective, OPTIMIZERS[optimizer], starts, rates, bandits)
+        gaps = values - objective.minimum
+        life = {"final": gaps[-1], "auc": gaps.mean(0), "diverged": diverged.mean()}
+        lives[optimizer][variant] = life | {"paths": path[:, :3].swapaxes(0, 1), "probabilities": probabilities}
+    return lives
 
 
 def plot(args, name, results, path):
@@ -239,8 +266,7 @@ def make_report(results):
 
 def main(argv=None):
     args = parse_args(Args, argv)
-    if isinstance(args.learning_rates, str):
-        args.learning_rates = Args.learning_rates[ARM_SETS[args.learning_rates]]
+    args.learning_rates = choose_arms(args.learning_rates, None, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed")
     check(args, "[1, inf)", "num_seeds", "num_starts", "num_steps", "cyclic_half_period")
     check(args, f"[1, {args.num_steps}]", "bandit_interval")
@@ -248,38 +274,20 @@ def main(argv=None):
     check(args, "[0, inf)", "lr_decay_rate")
     check(args, "(0, 1]", "bandit_decay")
     check(args, "[2, inf)", "bandit_window")
-    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
     with reject_errors("--learning-rates"):
-        make_bandit("lrrl", args.learning_rates, **options)
+        make_bandit("uniform", args.learning_rates)
     if len(args.learning_rates) < 2:
         reject(f"--learning-rates {args.learning_rates[0]:g}: must be two rates or more")
     folder = Path(args.run_dir, "nonconvex")
     with reject_errors(f"--run-dir {args.run_dir}"):
         folder.mkdir(parents=True, exist_ok=True)
 
-    seeds = range(args.seed, args.seed + args.num_seeds)
-    uniform = np.concatenate([np.random.default_rng(seed).random((args.num_starts, 2)) for seed in seeds])
-    schedules = make_schedules(args)
     results = {}
-    for name, objective in OBJECTIVES.items():
-        starts = objective.low + (objective.high - objective.low) * uniform
-        results[name] = {optimizer: {} for optimizer in OPTIMIZERS}
-        for optimizer, optimizer_class in OPTIMIZERS.items():
-            for variant in (*schedules, *BANDITS):
-                bandits = None
-                if variant in BANDITS:
-                    keys = [(seed, i) for seed in seeds for i in range(args.num_starts)]
-                    bandits = [make_bandit(variant, args.learning_rates, **options, seed=key) for key in keys]
-                rates = schedules.get(variant)
-                values, path, diverged, probabilities = descend(
-                    args, objective, optimizer_class, starts, rates, bandits
-                )
-                gaps = values - objective.minimum
-                life = {"final": gaps[-1], "auc": gaps.mean(0), "diverged": diverged.mean()}
-                life |= {"paths": path[:, :3].swapaxes(0, 1), "probabilities": probabilities}
-                results[name][optimizer][variant] = life
-        plot(args, name, results[name], folder / f"{name}.png")
-        print(f"{name} done", flush=True)
+    with ProcessPoolExecutor() as pool:
+        for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
+            results[name] = lives
+            plot(args, name, lives, folder / f"{name}.png")
+            print(f"{name} done", flush=True)
 
     report = make_report(results)
     print(report)
@@ -292,7 +300,7 @@ def main(argv=None):
             for optimizer, variants in lives.items():
                 for variant, life in variants.items():
                     for i, (final, auc) in enumerate(zip(life["final"], life["auc"])):
-                        seed, start = seeds[i // args.num_starts], i % args.num_starts
+                        seed, start = args.seed + i // args.num_starts, i % args.num_starts
                         writer.writerow([name, optimizer, variant, seed, start, f"{final:.6g}", f"{auc:.6g}"])
 
 

@@ -28,9 +28,9 @@ DEFAULTS = {"lr_control": "bandit", "learning_rate": 3e-4, "learning_rates": lis
 def is_done(options):
     for summary in FOLDER.glob(f"{options['env_id']}__*__{options['seed']}__*/summary.json"):
         config = json.loads((summary.parent / "config.json").read_text())
-        if json.loads(summary.read_text())["status"] == "finished":
-            if all(config[name] == value for name, value in (DEFAULTS | options).items()):
-                return True
+        finished = json.loads(summary.read_text())["status"] == "finished"
+        if finished and all(config[name] == value for name, value in (DEFAULTS | options).items()):
+            return True
     return False
 
 
