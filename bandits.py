@@ -263,9 +263,9 @@ class Drift(Bandit):
     """
 
     STATE = (*Bandit.STATE, "mean", "covariance", "origin", "level_is_known", "variance", "errors", "evidence")
-    SIZES, LENGTH, COMMON, MIDDLE = (0.05, 0.15, 0.45, 1.35), 0.5, 1.0, 0.5  # of the drifts' prior
+    SIZES, LENGTH, COMMON, MIDDLE = (0.05, 0.15, 0.45, 1.35), 0.5, 1.0, 1.0  # of the drifts' prior
     WALK, FADE, FORGET = 0.1, math.exp(-1 / 300), 0.98
-    SHRINK, CUT = 0.3, 3.0
+    SHRINK, CUT = 0.4, 3.0
 
     def __init__(self, arms, interval="auto", window=5, seed=0):
         super().__init__(arms, interval, window, seed)

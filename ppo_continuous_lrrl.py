@@ -119,8 +119,9 @@ class Args:
     """δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)"""
     bandit_window: int = 5
     """j, the rounds that an improvement is measured against"""
-    bandit_feedback: Literal["reward", "return"] = "reward"
-    """a round's performance: mean reward of a timestep, or mean return of the episodes that ended (one or more)"""
+    bandit_feedback: Literal["reward", "return"] | None = None
+    """a round's performance: mean reward of a timestep (default of lrrl, as in the paper, of uniform and without a
+    bandit), or mean return of the episodes that ended, one or more (default of the others)"""
     rollback: bool = True
     """whether a round that leads to a collapse or to values that are not finite is undone and charged to its arm"""
 
@@ -297,6 +298,9 @@ def main(argv=None):
     args, given = parse_args(Args, argv), given_options(argv)
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
     check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
+    if args.bandit_feedback is None:
+        as_in_paper = args.lr_control != "bandit" or args.bandit in ("lrrl", "uniform")
+        args.bandit_feedback = "reward" if as_in_paper else "return"
     check_meaning(args, given, "optimizer", {"momentum": ("rmsprop", "sgd")})
     if {"learning_rates", "lr_range"} <= given:
         reject("--lr-range: takes the place of --learning-rates; give one of them")
