@@ -232,14 +232,14 @@ class ReplayBuffer:
         """Write k transitions: arrays of (k, size), rewards and terminations of (k,). Returns the rows, (k, width)."""
         columns = (obs, actions, next_obs, rewards[:, None], terminations[:, None])
         rows = np.concatenate(columns, axis=1, dtype=np.float32)
-        self.restore(rows, self.count + len(rows))
+        self.write(self.count, rows)
         return rows
 
-    def restore(self, rows, count):
-        """Write `rows`, the last of `count` that the ring has got."""
-        slots = torch.arange(count - len(rows), count) % len(self.rows)
+    def write(self, index, rows):
+        """Write `rows`, (k, width), the first of which is the `index`-th of all."""
+        self.count = index + len(rows)
+        slots = torch.arange(index, self.count) % len(self.rows)
         self.rows[slots.to(self.rows.device)] = torch.from_numpy(rows).to(self.rows.device)
-        self.count = count
 
     def sample(self, rng, batch_size):
         """Uniform transitions, as float32 tensors in the order of `add`."""
@@ -499,7 +499,8 @@ def main(argv=None):
             for controller, bandit in bandits.items():
                 bandit.load_state_dict(checkpoint["bandits"][controller])
             kept = checkpoint["kept"]
-            replay.restore(journal.read(0, checkpoint["replay_count"]), checkpoint["replay_count"])
+            for index, rows in journal.read(0, checkpoint["replay_count"]):
+                replay.write(index, rows)
             rng.bit_generator.state = checkpoint["rng"]
             torch.set_rng_state(checkpoint["torch_rng"][0])
             if on_gpu:

@@ -332,10 +332,11 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read(self, ring, count):
-        """The newest rows, at most `capacity`, of a ring that has got `count`, (k,) of `dtype`, the oldest first."""
+        """The newest rows, at most `capacity`, of a ring that has got `count`: pairs of an index and rows."""
         os.truncate(self.path, max(os.fstat(self.file).st_size, math.prod(self.shape) * self.dtype.itemsize))
         rows = np.memmap(self.path, self.dtype, "r", shape=self.shape)
-        return rows[ring, np.arange(max(count - self.capacity, 0), count) % self.length]
+        for index in range(max(count - self.capacity, 0), count, 1000):  # so many that they fit into memory twice
+            yield index, rows[ring, np.arange(index, min(index + 1000, count)) % self.length]
 
     def close(self, keep):
         os.close(self.file)
