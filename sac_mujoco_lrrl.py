@@ -573,9 +573,9 @@ def main(argv=None):
             elif is_over:
                 for controller, bandit in bandits.items():
                     performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
-                    credit = (arm, probabilities, bandit.update(performance)) if scope else ()
+                    credit = (arm, probabilities, bandit.update(performance))
                     rate = get_rate(controlled_lr[controller])
-                    run.log_round(global_step, rate, performance, *credit, controller=controller)
+                    run.log_round(global_step, rate, performance, *(credit if scope else ()), controller=controller)
             if global_step > args.learning_starts and first.arm is None:
                 for bandit in bandits.values():
                     bandit.pull()
