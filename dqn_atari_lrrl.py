@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
 
 gym.register_envs(ale_py)
 
@@ -59,6 +59,10 @@ class Args:
     """games to evaluate the trained agent on, with an ε of eval-e"""
     run_dir: str = "runs"
     """parent of the run folders"""
+    checkpoint_interval: int = 0
+    """timesteps between checkpoints in the run folder; 0: none"""
+    resume: str | None = None
+    """a run folder, to go on with from its last checkpoint; options that are not given stay as they were"""
 
     env_id: str = "BreakoutNoFrameskip-v4"
     """<Game>NoFrameskip-v4 has no sticky actions, ALE/<Game>-v5 repeats an action with probability 0.25"""
@@ -251,6 +255,11 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
+    SLOT = np.dtype(
+        [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
+        + [("termination", "?"), ("truncation", "?"), ("final", "?")]
+    )
+
     def __init__(self, args, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
         self.capacity = args.buffer_size // args.num_envs
@@ -262,6 +271,7 @@ class ReplayBuffer:
         self.rewards = np.zeros(shape, np.float32)
         self.terminations, self.truncations, self.final = (np.zeros(shape, bool) for _ in range(3))
         self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
+        self.journal = None  # called with a game, an index and a SLOT
 
     @staticmethod
     def bytes_needed(timesteps):
@@ -272,14 +282,24 @@ class ReplayBuffer:
 
         After a truncation the `final` observation has to follow as a slot of its own, to bootstrap from.
         """
-        slots = self.count[envs] % self.capacity
-        indices = torch.from_numpy(envs * self.capacity + slots).to(self.frames.device)
-        self.frames[indices] = torch.from_numpy(frames).to(self.frames.device)
-        self.age[envs, slots] = np.minimum(steps, 3)
-        self.actions[envs, slots], self.rewards[envs, slots] = actions, rewards
-        self.terminations[envs, slots], self.truncations[envs, slots] = terminations, truncations
-        self.final[envs, slots] = final
-        self.count[envs] += 1
+        slots = np.empty(len(envs), self.SLOT)
+        for name, values in zip(self.SLOT.names, (frames, np.minimum(steps, 3), actions, rewards, terminations)):
+            slots[name] = values
+        slots["truncation"], slots["final"] = truncations, final
+        self.write(envs, self.count[envs], slots)
+        if self.journal:
+            for env, slot in zip(envs, slots):
+                self.journal(env, self.count[env] - 1, slot)
+
+    def write(self, envs, t, slots):
+        """Write `slots`, (k,) SLOT, each of which is the `t`-th of its game, (k,)."""
+        place = envs, t % self.capacity
+        indices = torch.from_numpy(place[0] * self.capacity + place[1]).to(self.frames.device)
+        self.frames[indices] = torch.from_numpy(slots["frame"]).to(self.frames.device)
+        self.age[place], self.actions[place], self.rewards[place] = slots["age"], slots["action"], slots["reward"]
+        self.terminations[place], self.truncations[place] = slots["termination"], slots["truncation"]
+        self.final[place] = slots["final"]
+        self.count[envs] = t + 1
 
     def stack(self, envs, t):
         """Where the 4 frames of the `t`-th observation of `envs` are, (k, 4); t counts as `self.count` does."""
@@ -355,6 +375,21 @@ def evaluate(q_network, args):
     return returns[:-1]
 
 
+def play_again(envs, plays):
+    """Bring the games to where `plays`, a seed and the actions since for each, have led them."""
+    seeds = np.array([seed for seed, _ in plays])
+    lengths = np.array([len(actions) for _, actions in plays])
+    envs.reset(seed=seeds)
+    for left in range(lengths.max(), -1, -1):  # timesteps; short plays start late, so that all end together
+        if (starts := lengths == left).any():
+            envs.reset(seed=seeds[starts], options={"reset_mask": starts})
+        if left:
+            actions = [actions[-left] if len(actions) >= left else 0 for _, actions in plays]
+            _, _, terminations, truncations, _ = envs.step(np.array(actions))
+            if (done := terminations | truncations).any():
+                envs.reset(seed=np.full(done.sum(), -1), options={"reset_mask": done})
+
+
 def record_game(args, path, seed, *actions):
     """Play a game again, from its seed and actions, for a video: what the agent itself sees is small and grey."""
     if not actions:
@@ -371,7 +406,8 @@ def record_game(args, path, seed, *actions):
 
 
 def main(argv=None):
-    args, given = parse_args(Args, argv, presets={"cleanrl": CLEANRL}), given_options(argv)
+    args = parse_args(Args, argv, presets={"cleanrl": CLEANRL})
+    given = given_options(args.command_line)
     if "exploration_steps" in given:
         if "exploration_fraction" in given:
             reject("--exploration-fraction: must be left out beside --exploration-steps")
@@ -390,7 +426,7 @@ def main(argv=None):
     check(args, "[1, inf)", "num_envs", "batch_size", "update_horizon", "target_network_frequency", "train_frequency")
     check(args, "[1, inf)", "exploration_steps", "total_timesteps")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "[0, inf)", "lr_decay_rate")
+    check(args, "[0, inf)", "lr_decay_rate", "checkpoint_interval")
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "adam_eps", "bandit_step_size")
@@ -403,6 +439,7 @@ def main(argv=None):
     check(args, f"[{max(args.batch_size, args.num_envs * (args.update_horizon + 8))}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
+    checkpoint = load_checkpoint(args, "replay.bin")
 
     # SET UP
     torch.manual_seed(args.seed)  # for initial weights (and IQN's quantiles); `rng` or the bandit draws all else
@@ -471,20 +508,68 @@ def main(argv=None):
         credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
         run.log_round(global_step, get_rate(), *credit, rolled_back=reason)
 
-    with Run(args, bandit.arms if has_bandit else None, device, replay_device=str(replay.frames.device)) as run:
-        seeds = rng.integers(2**31, size=args.num_envs)
-        obs, info = envs.reset(seed=seeds)
+    with Run(
+        args, bandit.arms if has_bandit else None, device, (), checkpoint, replay_device=str(replay_device)
+    ) as run:
+        spare = 4 * (args.checkpoint_interval // args.num_envs + 1)
+        journal = run.open_journal(replay.SLOT, args.num_envs, replay.capacity, spare)
         games = np.arange(args.num_envs)
         episode_returns, episode_steps = np.zeros(args.num_envs), np.zeros(args.num_envs, np.int64)
-        lives, life_lost = info["lives"], np.zeros(args.num_envs, bool)
-        game, recording = 1, [seeds[0]] if args.capture_video else []  # the first environment's; its seed, its actions
+        lives, life_lost = np.zeros(args.num_envs, int), np.zeros(args.num_envs, bool)
+        game, recording = 1, []  # the first environment's; its seed and its actions
+        stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandit's last observation
+        losses, kept = None, None  # of the latest update; what a rollback goes back to
+        plays, reseed = [], np.zeros(args.num_envs, bool)  # seeds and actions since; whose next game gets a seed
+
+        def state():
+            """All that the rest of the run depends on, between two timesteps."""
+            return {
+                "networks": (q_network.state_dict(), target_network.state_dict()),
+                "optimizer": optimizer.state_dict(),
+                "learning_rate": learning_rate.item(),
+                "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
+                "bandit": bandit.state_dict(),
+                "kept": kept,
+                "replay_count": replay.count,
+                "rng": rng.bit_generator.state,
+                "torch_rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpu else ())],
+                "plays": [(seed, np.array(played, np.uint8)) for seed, played in plays],
+                "games": (obs, episode_returns, episode_steps, lives, life_lost, reseed),
+                "loop": (game, recording, losses, stretch_steps, stretch_reward, stretch_returns),
+            }
+
+        if checkpoint:
+            q_network.load_state_dict(checkpoint["networks"][0])
+            target_network.load_state_dict(checkpoint["networks"][1])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            optimizer.param_groups[0]["lr"] = learning_rate.fill_(checkpoint["learning_rate"])
+            if scheduler:
+                scheduler.load_state_dict(checkpoint["schedule"][0])
+                scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
+            bandit.load_state_dict(checkpoint["bandit"])
+            kept = checkpoint["kept"]
+            for env, count in enumerate(checkpoint["replay_count"].numpy()):
+                for t, slots in journal.read(env, count):
+                    replay.write(np.full(len(slots), env), t + np.arange(len(slots)), slots)
+            rng.bit_generator.state = checkpoint["rng"]
+            torch.set_rng_state(checkpoint["torch_rng"][0])
+            if on_gpu:
+                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1:])
+            plays = [(seed, played.tolist()) for seed, played in checkpoint["plays"]]
+            play_again(envs, plays)
+            obs, episode_returns, episode_steps, lives, life_lost, reseed = (x.numpy() for x in checkpoint["games"])
+            game, recording, losses, stretch_steps, stretch_reward, stretch_returns = checkpoint["loop"]
+        else:
+            seeds = rng.integers(2**31, size=args.num_envs)
+            obs, info = envs.reset(seed=seeds)
+            plays, lives = [(int(seed), []) for seed in seeds], info["lives"]
+            recording = [int(seeds[0])] if args.capture_video else []
+        replay.journal = run.write_journal if journal else None
         run.on_exit.callback(
             lambda: recording and record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
         )
-        stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandit's last observation
-        losses, kept = None, None  # of the latest update; what a rollback goes back to
 
-        for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
+        for global_step in range(run.global_step + args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
 
             # ACT
@@ -506,18 +591,27 @@ def main(argv=None):
             ended_returns = episode_returns[done].tolist()
             for episodic_return, episodic_length in zip(ended_returns, episode_steps[done].tolist()):
                 run.log_episode(global_step, episodic_return, episodic_length)
+            if args.checkpoint_interval:
+                for (_, played), action in zip(plays, actions.tolist()):
+                    played.append(action)
             if recording:
-                recording.append(actions[0])
+                recording.append(int(actions[0]))
             if done.any():
-                seeds = np.full(done.sum(), -1)  # the games' own generators go on: a new seed would take 0.15 s
+                # The games' own generators go on, since a new seed would take 0.15 s. But the first game to start after
+                # a checkpoint gets one, so that a resumed run need not play those before it again.
+                seeded = done & reseed
                 if done[0] and args.capture_video:
                     if recording:
                         record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
                     game, recording = game + 1, []
-                    if capped_cubic_video_schedule(game - 1):
-                        seeds[0] = rng.integers(2**31)
-                        recording = [seeds[0]]
-                next_obs, info = envs.reset(seed=seeds, options={"reset_mask": done})
+                    seeded[0] |= capped_cubic_video_schedule(game - 1)
+                seeds = np.full(args.num_envs, -1)
+                for env in np.flatnonzero(seeded):
+                    seeds[env] = rng.integers(2**31)
+                    plays[env], reseed[env] = (int(seeds[env]), []), False
+                if done[0] and args.capture_video and capped_cubic_video_schedule(game - 1):
+                    recording = [int(seeds[0])]
+                next_obs, info = envs.reset(seed=seeds[done], options={"reset_mask": done})
                 lives, life_lost[done] = info["lives"], False
                 episode_returns[done], episode_steps[done] = 0, 0
             obs = next_obs
@@ -579,6 +673,11 @@ def main(argv=None):
             if scheduler:
                 scheduler.step()
                 learning_rate.fill_(scheduler.get_last_lr()[0])
+
+            if args.checkpoint_interval and global_step % args.checkpoint_interval < args.num_envs:
+                reseed[:] = True
+            if run.wants_checkpoint(global_step):
+                run.save_checkpoint(global_step, state())
 
         if args.save_model:
             torch.save({"q_network": q_network.state_dict()}, run.folder / "model.pt")

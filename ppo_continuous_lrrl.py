@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -55,6 +55,10 @@ class Args:
     """episodes to evaluate the trained agent on: mean actions, frozen normalisation statistics"""
     run_dir: str = "runs"
     """parent of the run folders"""
+    checkpoint_interval: int = 0
+    """timesteps between checkpoints in the run folder; 0: none"""
+    resume: str | None = None
+    """a run folder, to go on with from its last checkpoint; options that are not given stay as they were"""
 
     env_id: str = "HalfCheetah-v5"
     """any gymnasium task with a Box action space of floats"""
@@ -163,6 +167,13 @@ class RunningMeanStd:
         delta = x - self.mean
         self.mean = self.mean + delta / self.count
         self.squares = self.squares + delta * (x - self.mean)
+
+    @classmethod
+    def restored(cls, values):
+        """From a checkpoint's `values`, which were its attributes."""
+        stats = cls()
+        vars(stats).update((name, x.numpy() if torch.is_tensor(x) else x) for name, x in values.items())
+        return stats
 
     @property
     def std(self):
@@ -295,7 +306,8 @@ def evaluate(agent, obs_stats, args):
 
 
 def main(argv=None):
-    args, given = parse_args(Args, argv), given_options(argv)
+    args = parse_args(Args, argv)
+    given = given_options(args.command_line)
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
     check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
     if args.bandit_feedback is None:
@@ -307,7 +319,7 @@ def main(argv=None):
     with reject_errors("--lr-range"):
         args.learning_rates = choose_arms(args.learning_rates, args.lr_range, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
-    check(args, "[0, inf)", "ent_coef", "vf_coef")
+    check(args, "[0, inf)", "ent_coef", "vf_coef", "checkpoint_interval")
     check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs")
     check(args, "[1, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
     check(args, "[2, inf)", "bandit_window")
@@ -328,6 +340,7 @@ def main(argv=None):
         reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
     num_iterations = args.total_timesteps // batch_size
     args.total_timesteps = num_iterations * batch_size
+    checkpoint = load_checkpoint(args)
 
     # SET UP
     torch.set_num_threads(1)  # the layers are too small to share
@@ -365,9 +378,10 @@ def main(argv=None):
     def to_device(array):
         return torch.from_numpy(array.reshape(batch_size, *array.shape[2:])).to(device)
 
-    def reset(env):
+    def reset(i):
         """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))
+        episodes[i] = seed, _ = int(rng.integers(2**31)), []
+        obs, _ = envs[i].reset(seed=seed)
         obs_stats.update(obs)
         return obs_stats.normalize(obs)
 
@@ -385,16 +399,55 @@ def main(argv=None):
         credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
         run.log_round(global_step, rate, *credit, rolled_back=reason)
 
-    with Run(args, bandit.arms if has_bandit else None, device) as run:
+    with Run(args, bandit.arms if has_bandit else None, device, checkpoint=checkpoint) as run:
         if args.capture_video:
             envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
         global_step, rate, kept = 0, None, None
-        obs = np.array([reset(env) for env in envs], np.float32)
-        next_obs = np.zeros_like(obs)
+        episodes = [None] * args.num_envs  # those that are running: seed, actions
         discounted_returns = [0.0] * args.num_envs  # of the running episodes; their deviation scales the rewards
         stretch_timesteps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandit's last observation
 
-        for _ in range(num_iterations):
+        def state():
+            """All that the rest of the run depends on, between two iterations."""
+            return {
+                "parameters": parameters.data,
+                "optimizer": optimizer.state_dict(),
+                "learning_rate": learning_rate.item(),
+                "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
+                "bandit": bandit.state_dict(),
+                "statistics": (vars(obs_stats), vars(return_stats)),
+                "kept": kept and (kept[0], [vars(statistics) for statistics in kept[1]]),
+                "rng": rng.bit_generator.state,
+                "episodes": [(seed, np.array(played)) for seed, played in episodes],
+                "loop": (obs, discounted_returns, rate, stretch_timesteps, stretch_reward, stretch_returns),
+            }
+
+        if checkpoint:
+            global_step = checkpoint["run"]["global_step"]
+            parameters.data.copy_(checkpoint["parameters"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            optimizer.param_groups[0]["lr"] = learning_rate.fill_(checkpoint["learning_rate"])
+            if scheduler:
+                scheduler.load_state_dict(checkpoint["schedule"][0])
+                scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
+            bandit.load_state_dict(checkpoint["bandit"])
+            obs_stats, return_stats = (RunningMeanStd.restored(values) for values in checkpoint["statistics"])
+            if checkpoint["kept"]:
+                tensors, statistics = checkpoint["kept"]
+                kept = tensors, [RunningMeanStd.restored(values) for values in statistics]
+            rng.bit_generator.state = checkpoint["rng"]
+            for i, (seed, played) in enumerate(checkpoint["episodes"]):
+                episodes[i] = seed, list(played.numpy())
+                envs[i].reset(seed=seed)
+                for action in played.numpy():
+                    envs[i].step(action)
+            obs, discounted_returns, rate, stretch_timesteps, stretch_reward, stretch_returns = checkpoint["loop"]
+            obs = obs.numpy()
+        else:
+            obs = np.array([reset(i) for i in range(args.num_envs)], np.float32)
+        next_obs = np.zeros_like(obs)
+
+        for _ in range(global_step // batch_size, num_iterations):
             # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
             policy = agent.numpy_policy()
             noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
@@ -406,6 +459,7 @@ def main(argv=None):
                 for i, env in enumerate(envs):
                     action = actions[step, i].reshape(low.shape).clip(low, high)
                     raw_obs, reward, terminated, truncated, info = env.step(action)
+                    episodes[i][1].append(action)
                     obs_stats.update(raw_obs)
                     next_obs[i] = obs[i] = obs_stats.normalize(raw_obs)
                     discounted_returns[i] = args.gamma * discounted_returns[i] + reward
@@ -416,7 +470,7 @@ def main(argv=None):
                     if terminated or truncated:
                         rollout_returns.append(float(info["episode"]["r"]))
                         run.log_episode(global_step, rollout_returns[-1], info["episode"]["l"])
-                        discounted_returns[i], obs[i] = 0.0, reset(env)
+                        discounted_returns[i], obs[i] = 0.0, reset(i)
                 next_observations[step] = next_obs
             if not (math.isfinite(rollout_reward) and np.isfinite(next_observations).all()):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
@@ -503,6 +557,8 @@ def main(argv=None):
                     undo_round("parameters are not finite")
                     continue
                 raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
+            if run.wants_checkpoint(global_step):
+                run.save_checkpoint(global_step, state())
 
         if args.save_model:
             statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR,
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -57,6 +57,10 @@ class Args:
     """episodes to evaluate the trained policy's mean action on"""
     run_dir: str = "runs"
     """parent of the run folders"""
+    checkpoint_interval: int = 0
+    """timesteps between checkpoints in the run folder; 0: none"""
+    resume: str | None = None
+    """a run folder, to go on with from its last checkpoint; options that are not given stay as they were"""
 
     env_id: str = "Hopper-v5"
     """a gymnasium task with a bounded Box action space"""
@@ -225,12 +229,17 @@ class ReplayBuffer:
         self.count = 0  # of all rows ever written
 
     def add(self, obs, actions, next_obs, rewards, terminations):
-        """Write k transitions: arrays of (k, size), rewards and terminations of (k,)."""
+        """Write k transitions: arrays of (k, size), rewards and terminations of (k,). Returns the rows, (k, width)."""
         columns = (obs, actions, next_obs, rewards[:, None], terminations[:, None])
-        slots = torch.arange(self.count, self.count + len(obs)) % len(self.rows)
-        rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
-        self.rows[slots.to(self.rows.device)] = rows.to(self.rows.device)
-        self.count += len(obs)
+        rows = np.concatenate(columns, axis=1, dtype=np.float32)
+        self.write(self.count, rows)
+        return rows
+
+    def write(self, index, rows):
+        """Write `rows`, (k, width), the first of which is the `index`-th of all."""
+        self.count = index + len(rows)
+        slots = torch.arange(index, self.count) % len(self.rows)
+        self.rows[slots.to(self.rows.device)] = torch.from_numpy(rows).to(self.rows.device)
 
     def sample(self, rng, batch_size):
         """Uniform transitions, as float32 tensors in the order of `add`."""
@@ -306,7 +315,8 @@ def evaluate(actor, args, device):
 
 
 def main(argv=None):
-    args, given = parse_args(Args, argv), given_options(argv)
+    args = parse_args(Args, argv)
+    given = given_options(args.command_line)
     scope = args.bandit_scope if args.lr_control == "bandit" else None
     if scope in ("critic", "actor"):
         given.discard("learning_rate")  # has a meaning then: it is the rate of what the bandit does not control
@@ -326,7 +336,7 @@ def main(argv=None):
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
     check(args, "[1, inf)", "total_timesteps", "num_envs", "batch_size", "policy_frequency", "target_network_frequency")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "[0, inf)", "lr_decay_rate")
+    check(args, "[0, inf)", "lr_decay_rate", "checkpoint_interval")
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
@@ -340,6 +350,7 @@ def main(argv=None):
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})
     check(args, f"[{args.batch_size}, {args.total_timesteps})", "learning_starts")
+    checkpoint = load_checkpoint(args, "replay.bin")
 
     # SET UP
     torch.manual_seed(args.seed)  # for initial weights and the policy's noise; `rng` or the bandit draws all else
@@ -421,9 +432,10 @@ def main(argv=None):
         with torch.no_grad():
             return actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
 
-    def reset(env):
+    def reset(i):
         """Start an episode with a seed of its own: seed and actions are all it takes to play it again."""
-        return env.reset(seed=int(rng.integers(2**31)))[0]
+        episodes[i] = seed, _ = int(rng.integers(2**31)), []
+        return envs[i].reset(seed=seed)[0]
 
     def training_tensors():
         """What the updates of a round change."""
@@ -442,16 +454,69 @@ def main(argv=None):
             )
             reason = None  # two bandits make one rollback
 
-    with Run(args, args.learning_rates if scope else None, device, controllers=tuple(bandits)) as run:
+    with Run(args, args.learning_rates if scope else None, device, tuple(bandits), checkpoint) as run:
         if args.capture_video:
             envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
-        obs = np.array([reset(env) for env in envs], np.float32)
-        next_obs = np.zeros_like(obs)
+        row_type, spare = (np.float32, replay.rows.shape[1]), 2 * args.checkpoint_interval + args.num_envs
+        journal = run.open_journal(row_type, 1, len(replay.rows), spare)
+        episodes = [None] * args.num_envs  # those that are running: seed, actions
         rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
         stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandits' last observation
         losses, kept = {}, None  # of the latest updates; what a rollback goes back to
+        networks = {"actor": actor, "critics": critics, "target_critics": target_critics}
+        rates, optimizers = (critic_lr, actor_lr, alpha_lr), (critic_optimizer, actor_optimizer)
 
-        for global_step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
+        def state():
+            """All that the rest of the run depends on, between two timesteps."""
+            return {name: network.state_dict() for name, network in networks.items()} | {
+                "log_alpha": log_alpha.data,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "rates": [rate.item() for rate in rates],
+                "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
+                "bandits": {controller: bandit.state_dict() for controller, bandit in bandits.items()},
+                "kept": kept,
+                "replay_count": replay.count,
+                "rng": rng.bit_generator.state,
+                "torch_rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpu else ())],
+                "episodes": [(seed, np.array(played)) for seed, played in episodes],
+                "loop": (obs, losses, stretch_steps, stretch_reward, stretch_returns),
+            }
+
+        if checkpoint:
+            for name, network in networks.items():
+                network.load_state_dict(checkpoint[name])
+            log_alpha.data.copy_(checkpoint["log_alpha"])
+            for optimizer, values in zip(optimizers, checkpoint["optimizers"]):
+                optimizer.load_state_dict(values)
+            for rate, value in zip(rates, checkpoint["rates"]):
+                rate.fill_(value)
+            groups = critic_optimizer.param_groups + actor_optimizer.param_groups
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate
+            if scheduler:
+                scheduler.load_state_dict(checkpoint["schedule"][0])
+                scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
+            for controller, bandit in bandits.items():
+                bandit.load_state_dict(checkpoint["bandits"][controller])
+            kept = checkpoint["kept"]
+            for index, rows in journal.read(0, checkpoint["replay_count"]):
+                replay.write(index, rows)
+            rng.bit_generator.state = checkpoint["rng"]
+            torch.set_rng_state(checkpoint["torch_rng"][0])
+            if on_gpu:
+                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1:])
+            for i, (seed, played) in enumerate(checkpoint["episodes"]):
+                episodes[i] = seed, list(played.numpy())
+                envs[i].reset(seed=seed)
+                for action in played.numpy():
+                    envs[i].step(action)
+            obs, losses, stretch_steps, stretch_reward, stretch_returns = checkpoint["loop"]
+            obs = obs.numpy()
+        else:
+            obs = np.array([reset(i) for i in range(args.num_envs)], np.float32)
+        next_obs = np.zeros_like(obs)
+
+        for global_step in range(run.global_step + args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
 
             # ACT
@@ -472,6 +537,7 @@ def main(argv=None):
             for i, env in enumerate(envs):
                 action = actions[i].clip(low, high).reshape(action_shape)  # rounding may have left the box
                 next_obs[i], reward, terminations[i], truncated, info = env.step(action)
+                episodes[i][1].append(action)
                 rewards[i] = reward
                 step_reward += float(reward)
                 if terminations[i] or truncated:
@@ -480,10 +546,11 @@ def main(argv=None):
                     run.log_episode(global_step, step_returns[-1], info["episode"]["l"])
             if not (math.isfinite(step_reward) and np.isfinite(next_obs).all()):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
-            replay.add(obs, actions, next_obs, rewards, terminations)
+            for i, row in enumerate(replay.add(obs, actions, next_obs, rewards, terminations)):
+                run.write_journal(0, replay.count - args.num_envs + i, row)
             obs[:] = next_obs
             for i in ended:
-                obs[i] = reset(envs[i])
+                obs[i] = reset(i)
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rates. What is seen before the
             # first update shows where it starts. Before an update, a round that is over is closed, the next drawn.
@@ -538,6 +605,9 @@ def main(argv=None):
             if scheduler:
                 scheduler.step()
                 set_rates(scheduler.get_last_lr()[0])
+
+            if run.wants_checkpoint(global_step):
+                run.save_checkpoint(global_step, state())
 
         if args.save_model:
             torch.save({"actor": actor.state_dict(), "critics": critics.state_dict()}, run.folder / "model.pt")

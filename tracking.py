@@ -6,18 +6,23 @@ A training script uses it like this:
     check(args, "[1, inf)", "num_envs", "num_steps")  # and here
     with Run(args, arms, device) as run:              # makes the run folder
         run.log_episode(...); run.log_round(...); run.log_scalars(...); run.progress(...)
+        if run.wants_checkpoint(global_step):         # between two steps of the loop
+            run.save_checkpoint(global_step, state)   # a dict of plain values and tensors
 
 CSV rows are on disk at once, `summary.json` every few seconds. However a run ends, short of a kill, `summary.json` and
 `curves.png` are brought up to date, and the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a
-FloatingPointError), 1 any other error.
+FloatingPointError), 1 any other error. With `--resume`, the options are those of the run folder, `load_checkpoint`
+gives the state back, and the rows that were written after it are cut off.
 """
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
 import json
 import math
+import os
 import platform
 import re
 import resource
@@ -31,11 +36,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 PROGRESS_SECONDS = 5  # between updates of summary.json, and between progress lines where there is no terminal
+MAY_CHANGE = {  # options that may be others when a run is resumed: no step depends on them
+    *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
+}
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "tyro", "wandb", "tensorboard")
 
 
@@ -71,7 +80,18 @@ def parse_args(args_class, argv=None, presets=None):
     """`tyro.cli(args_class)`, its boxed error messages brought down to one line.
 
     `presets`, {name: {argument: value}}, have other defaults in store for whoever gives that name as --preset.
+    With --resume, options that are not given are those of the run that is resumed. `command_line`, beside the fields of
+    `args_class`, is the list of words that all of them came from.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse_words(args_class, argv, presets)
+    args.command_line = argv
+    if getattr(args, "resume", None):
+        args = merge_with_resumed(args_class, args, presets)
+    return args
+
+
+def parse_words(args_class, argv, presets=None):
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -87,6 +107,77 @@ def parse_args(args_class, argv=None, presets=None):
     message, *details = filter(str.strip, re.split(r"[─-]{4,}\s*\n", body))  # a terminal without UTF-8 gets hyphens
     usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
     reject(message.strip() + (f"; usage: {usage[1]}" if usage else ""))
+
+
+def merge_with_resumed(args_class, args, presets=None):
+    """The arguments of the run in the folder `args.resume`, with what `args` may change of them; else `reject`."""
+    try:
+        command_line = json.loads(Path(args.resume, "config.json").read_text())["command_line"]
+    except (OSError, ValueError, KeyError, TypeError):
+        reject(f"--resume {args.resume}: must be a run folder, but holds no config.json of a run")
+    resumed = parse_words(args_class, command_line, presets)
+    merged = parse_words(args_class, command_line + args.command_line, presets)
+    for name, value in vars(merged).items():
+        before = getattr(resumed, name)
+        if value == before or name in MAY_CHANGE:
+            continue
+        if name != "total_timesteps":
+            reason = "and must keep it"
+        elif merged.lr_control in ("linear", "cosine") or getattr(merged, "exploration_fraction", None):
+            reason = "which is where a schedule ends"
+        elif value < before:
+            reason = "and can only get more"
+        else:
+            continue
+        reject(f"--{name.replace('_', '-')} {value}: the run that is resumed has {before}, {reason}")
+    merged.run_dir = str(Path(args.resume).parent)
+    merged.command_line = command_line + args.command_line
+    return merged
+
+
+def load_checkpoint(args, *files):
+    """The state that `Run.save_checkpoint` wrote into the folder `args.resume`; None without one.
+
+    `files` are others that the run cannot go on without.
+
+    Where checkpoint.pt cannot be read, this is the one before, and a line on standard error says so. Neither can run
+    code.
+    """
+    if not args.resume:
+        return None
+    for name in files:
+        if not Path(args.resume, name).exists():
+            reject(f"--resume {args.resume}: holds no {name}; that is deleted when a run has finished")
+    problems = []
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        try:
+            state = torch.load(Path(args.resume, name), map_location="cpu", weights_only=True)
+            if state["run"]["identity"] != identity(args):
+                raise ValueError(f"it belongs to {state['run']['identity']}")
+        except Exception as error:  # a torn or foreign file can raise nearly anything
+            reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
+            problems.append(f"{name} cannot be used ({reason})")
+            continue
+        if problems:
+            print(f"--resume: {problems[0]}; going on from {name}", file=sys.stderr)
+        return state
+    reject(f"--resume {args.resume}: {'; '.join(problems)}")
+
+
+def to_plain(x):
+    """`x` with tensors for its NumPy arrays and Python's numbers for NumPy's: what `weights_only=True` lets in."""
+    if isinstance(x, dict):
+        return {key: to_plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [to_plain(value) for value in x]
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x)
+    return x.item() if isinstance(x, np.generic) else x
+
+
+def identity(args):
+    """What a checkpoint and a run must have in common, as text."""
+    return f"{args.env_id}, {args.exp_name}, seed {args.seed}"
 
 
 def given_options(argv=None):
@@ -211,6 +302,48 @@ def plot_curves(folder):
     plt.close(figure)
 
 
+class Journal:
+    """The newest rows of a replay memory, written through to a file from which a resumed run reads them back.
+
+    So a checkpoint need not copy them. The file has room for more rows than the memory, so that those that belong to a
+    checkpoint are still there when newer ones have been written after it.
+
+    Args:
+        path: of the file.
+        dtype: of a row, a NumPy type.
+        rings: rings in the memory.
+        capacity: rows of a ring that the memory holds.
+        spare: rows that a ring may get between a checkpoint and the one after the next.
+    """
+
+    def __init__(self, path, dtype, rings, capacity, spare):
+        self.dtype, self.capacity, self.length = np.dtype(dtype), capacity, capacity + spare
+        self.path, self.shape = path, (rings, self.length)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def write(self, ring, index, row):
+        """Write `row`, the `index`-th that its ring gets.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        place = ring * self.length + index % self.length
+        if os.pwrite(self.file, row.tobytes(), place * self.dtype.itemsize) < self.dtype.itemsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read(self, ring, count):
+        """The newest rows, at most `capacity`, of a ring that has got `count`: pairs of an index and rows."""
+        os.truncate(self.path, max(os.fstat(self.file).st_size, math.prod(self.shape) * self.dtype.itemsize))
+        rows = np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        for index in range(max(count - self.capacity, 0), count, 1000):  # so many that they fit into memory twice
+            yield index, rows[ring, np.arange(index, min(index + 1000, count)) % self.length]
+
+    def close(self, keep):
+        os.close(self.file)
+        if not keep:
+            Path(self.path).unlink(missing_ok=True)
+
+
 class Run:
     """One training run: its folder, its logs, its end. A context manager around the training loop.
 
@@ -219,10 +352,11 @@ class Run:
         arms: the bandit's learning rates, None without a bandit.
         device: where the networks are, for config.json.
         controllers: names of the bandits, where there is more than one.
+        checkpoint: what `load_checkpoint` has returned.
         **derived: what else the script derived from the arguments, for config.json.
     """
 
-    def __init__(self, args, arms, device, controllers=(), **derived):
+    def __init__(self, args, arms, device, controllers=(), checkpoint=None, **derived):
         self.args, self.arms, self.device, self.derived = args, arms, device, derived
         self.controllers = controllers if len(controllers) > 1 else ()
         self.global_step = 0
@@ -234,7 +368,16 @@ class Run:
         self.clock, self.now, self.next_update = None, None, 0.0
         self.bar = self.wandb = None
         self.on_exit = contextlib.ExitStack()  # for what a script must close, however the run ends
-        self.folder = self._make_folder()
+        self.signal = None  # one that has asked the run to stop after a checkpoint
+        self.problems = {}  # files that could not be written: why
+        self.journal = None
+        self.tables = {}  # the writers of the CSV files
+        self.wandb_id = None
+        self.resumed = (checkpoint or {}).get("run")
+        if self.resumed:
+            self._restore()
+        self.last_checkpoint = self.global_step
+        self.folder = Path(args.resume) if args.resume else self._make_folder()
 
     def _make_folder(self):
         name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
@@ -248,9 +391,82 @@ class Run:
         except OSError as error:
             reject(f"--run-dir {self.args.run_dir}: must be a folder that can be written ({error.strerror})")
 
+    def _state(self):
+        """What goes into a checkpoint of this."""
+        names = ("global_step", "episodes", "pulls", "summary", "rounds", "wandb_id")
+        sizes = {name: (self.folder / name).stat().st_size for name in ("episodes.csv", "rounds.csv")}
+        state = {name: getattr(self, name) for name in names} | {"sizes": sizes, "identity": identity(self.args)}
+        return state | {"recent_arms": {controller: list(arms) for controller, arms in self.recent_arms.items()}}
+
+    def _restore(self):
+        for name in ("global_step", "episodes", "pulls", "summary", "rounds", "wandb_id"):
+            setattr(self, name, self.resumed[name])
+        for controller, arms in self.resumed["recent_arms"].items():
+            self.recent_arms[controller].extend(arms)
+
+    def wants_checkpoint(self, global_step):
+        """Whether `save_checkpoint` is to be called now: the interval has passed, or a signal wants the run to end."""
+        interval = self.args.checkpoint_interval
+        if not interval or "checkpoint.pt" in self.problems:
+            return False
+        return bool(self.signal) or global_step // interval > self.last_checkpoint // interval
+
+    def save_checkpoint(self, global_step, state):
+        """Write `state` to checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt.
+
+        If that fails there is a warning, and no further checkpoint.
+
+        Raises:
+            SystemExit: a signal has asked for it.
+        """
+        self.last_checkpoint = self.global_step = global_step
+        path, previous, new = (self.folder / f"checkpoint{suffix}.pt" for suffix in ("", ".prev", ".new"))
+        with self._may_fail("checkpoint.pt"):
+            if self.journal:
+                os.fsync(self.journal.file)
+            with open(new, "wb") as file:
+                torch.save(to_plain(state | {"run": self._state()}), file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                previous.unlink(missing_ok=True)
+                previous.hardlink_to(path)
+            new.replace(path)
+            if hasattr(os, "O_DIRECTORY"):  # the new names, too, must outlast a power cut
+                folder = os.open(self.folder, os.O_DIRECTORY)
+                os.fsync(folder)
+                os.close(folder)
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+
+    def open_journal(self, dtype, rings, capacity, spare):
+        """With checkpoints, keep a `Journal` of the replay memory, which belongs to them; returns it, or None."""
+        if self.args.checkpoint_interval:
+            self.journal = Journal(self.folder / "replay.bin", dtype, rings, capacity, spare)
+        return self.journal
+
+    def write_journal(self, ring, index, row):
+        """`Journal.write`, if there is a journal; where that fails there is a warning, and no further checkpoint."""
+        if self.journal and "checkpoint.pt" not in self.problems:
+            with self._may_fail("checkpoint.pt"):
+                self.journal.write(ring, index, row)
+
+    @contextlib.contextmanager
+    def _may_fail(self, name):
+        """Writes the file `name`: where that fails there is one warning, and training goes on."""
+        if name in self.problems:
+            return (yield)
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:  # torch and TensorBoard raise the others
+            self.problems[name] = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            tqdm.write(f"{self.folder / name} cannot be written: {self.problems[name]}", sys.stderr)
+
     def __enter__(self):
         def stop(signum, frame):
-            raise SystemExit(128 + signum)
+            if self.signal or not self.args.checkpoint_interval or "checkpoint.pt" in self.problems:
+                raise SystemExit(128 + signum)
+            self.signal = signum  # the script saves a checkpoint first, at the end of its step
 
         self.handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -267,35 +483,46 @@ class Run:
         self._write_json("config.json", self.config)
         columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
         columns[2:2] = ["controller"] if self.controllers else []
-        self.rounds_csv = self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(self.arms or ()))])
-        self.episodes_csv = self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
+        self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(self.arms or ()))])
+        self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
         self._write_summary("running")
-        self.writer = SummaryWriter(self.folder)
-        table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
-        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1 if self.resumed else None)
+        if not self.resumed:
+            table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
+            self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         if self.args.track:
             self._start_wandb()
         if self.args.cuda and str(self.device) == "cpu":
             print("--cuda: no GPU found, training on the CPU", file=sys.stderr)
         if sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=self.args.total_timesteps, bar_format=layout, dynamic_ncols=True)
+            start = {"initial": self.global_step}
+            self.bar = tqdm(total=self.args.total_timesteps, bar_format=layout, dynamic_ncols=True, **start)
 
     def _write_json(self, name, content):
-        new = self.folder / f"{name}.new"
-        new.write_text(json.dumps(content, indent=2) + "\n")
-        new.replace(self.folder / name)  # at once: a kill leaves the old file or the new one
+        with self._may_fail(name):
+            new = self.folder / f"{name}.new"
+            new.write_text(json.dumps(content, indent=2) + "\n")
+            new.replace(self.folder / name)  # at once: a kill leaves the old file or the new one
 
     def _open_csv(self, name, columns):
-        file = open(self.folder / name, "w", newline="", buffering=1)  # line-buffered: a row is on disk at once
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        return writer
+        if self.resumed:
+            os.truncate(self.folder / name, self.resumed["sizes"][name])
+        # Line-buffered: a row is on disk at once.
+        self.tables[name] = csv.writer(open(self.folder / name, "a", newline="", buffering=1), lineterminator="\n")
+        if not self.resumed:
+            self.tables[name].writerow(columns)
+
+    def _write_row(self, name, row):
+        with self._may_fail(name):
+            self.tables[name].writerow(row)
 
     def _start_wandb(self):
         import wandb
 
         names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.folder.name}
+        self.wandb_id = self.wandb_id or wandb.util.generate_id()
+        names |= {"id": self.wandb_id, "resume": "allow"}
         try:
             self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True)
         except wandb.Error as error:
@@ -313,6 +540,8 @@ class Run:
             status, exit_code = "diverged", 3
         elif error:
             status, exit_code = "failed", 1
+        if self.journal:
+            self.on_exit.callback(self.journal.close, keep=status != "finished")
         for finish in (lambda: self._write_summary(status), self.on_exit.close, self._close_logs):
             try:
                 finish()
@@ -337,15 +566,16 @@ class Run:
 
     def log_scalars(self, scalars, global_step):
         """Send {name: float} to TensorBoard and, with --track, to W&B."""
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, global_step)
+        with self._may_fail("TensorBoard's events"):
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, global_step)
         if self.wandb:
             self.wandb.log(scalars | {"global_step": global_step})
 
     def log_episode(self, global_step, episodic_return, episodic_length):
         """Log an episode that has ended: raw return, length in timesteps."""
         self.episodes.append((global_step, episodic_return))
-        self.episodes_csv.writerow((global_step, episodic_return, episodic_length))
+        self._write_row("episodes.csv", (global_step, episodic_return, episodic_length))
         lengths = {"charts/episodic_length": episodic_length}
         self.log_scalars({"charts/episodic_return": episodic_return} | lengths, global_step)
 
@@ -369,7 +599,7 @@ class Run:
         probabilities = [float(p) for p in probabilities]
         row = [self.rounds[controller], global_step, arm, learning_rate, performance, feedback, *probabilities]
         row[2:2] = [controller] if self.controllers else []
-        self.rounds_csv.writerow(row)
+        self._write_row("rounds.csv", row)
         scalars = {"charts/learning_rate": learning_rate, "lrrl/performance": performance}
         if arm is not None:
             recent_arms = self.recent_arms[controller]
