@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: install run test lint
+.PHONY: install run test soak lint
 
 install: .venv/installed
 
@@ -14,6 +14,9 @@ run: install
 
 test: install
 	.venv/bin/python -m pytest -n auto $(ARGS)
+
+soak: install
+	KILLS=25 .venv/bin/python -m pytest -n auto -k killed tests/test_resume.py $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .

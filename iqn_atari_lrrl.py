@@ -594,10 +594,17 @@ def main(argv=None):
             previous_step = global_step - args.num_envs
 
             # ACT
+            before = rng.bit_generator.state, torch.get_rng_state()
             actions = act(q_network, args, obs, get_epsilon(args, global_step), rng)
             if args.fire_reset and has_fire:
                 actions[life_lost] = 1
-            next_obs, rewards, terminations, truncations, info = envs.step(actions)
+            try:
+                next_obs, rewards, terminations, truncations, info = envs.step(actions)
+            except Exception:
+                if args.checkpoint_interval:
+                    undrawn = {"rng": before[0], "torch_rng": [before[1], *state()["torch_rng"][1:]]}
+                    run.save_checkpoint(run.snapshot(previous_step, state() | undrawn))
+                raise
             clipped_rewards = rewards.clip(-1, 1)
             life_lost, lives = info["lives"] < lives, info["lives"]
             done = terminations | truncations
@@ -698,7 +705,7 @@ def main(argv=None):
             if args.checkpoint_interval and global_step % args.checkpoint_interval < args.num_envs:
                 reseed[:] = True
             if run.wants_checkpoint(global_step):
-                run.save_checkpoint(global_step, state())
+                run.save_checkpoint(run.snapshot(global_step, state()))
 
         if args.save_model:
             torch.save({"q_network": q_network.state_dict()}, run.folder / "model.pt")

@@ -415,11 +415,18 @@ def main(argv=None):
                 "learning_rate": learning_rate.item(),
                 "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
                 "bandit": bandit.state_dict(),
-                "statistics": (vars(obs_stats), vars(return_stats)),
-                "kept": kept and (kept[0], [vars(statistics) for statistics in kept[1]]),
+                "statistics": (vars(obs_stats).copy(), vars(return_stats).copy()),
+                "kept": kept and (kept[0], [vars(statistics).copy() for statistics in kept[1]]),
                 "rng": rng.bit_generator.state,
                 "episodes": [(seed, np.array(played)) for seed, played in episodes],
-                "loop": (obs, discounted_returns, rate, stretch_timesteps, stretch_reward, stretch_returns),
+                "loop": (
+                    obs.copy(),
+                    discounted_returns.copy(),
+                    rate,
+                    stretch_timesteps,
+                    stretch_reward,
+                    stretch_returns,
+                ),
             }
 
         if checkpoint:
@@ -452,13 +459,19 @@ def main(argv=None):
             policy = agent.numpy_policy()
             noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
             rollout_reward, rollout_returns = 0.0, []
+            before = run.snapshot(global_step, state()) if args.checkpoint_interval else None
             for step in range(args.num_steps):
                 global_step += args.num_envs
                 observations[step] = obs
                 actions[step] = policy(obs) + noise[step]
                 for i, env in enumerate(envs):
                     action = actions[step, i].reshape(low.shape).clip(low, high)
-                    raw_obs, reward, terminated, truncated, info = env.step(action)
+                    try:
+                        raw_obs, reward, terminated, truncated, info = env.step(action)
+                    except Exception:
+                        if before:
+                            run.save_checkpoint(before)
+                        raise
                     episodes[i][1].append(action)
                     obs_stats.update(raw_obs)
                     next_obs[i] = obs[i] = obs_stats.normalize(raw_obs)
@@ -558,7 +571,7 @@ def main(argv=None):
                     continue
                 raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
             if run.wants_checkpoint(global_step):
-                run.save_checkpoint(global_step, state())
+                run.save_checkpoint(run.snapshot(global_step, state()))
 
         if args.save_model:
             statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}

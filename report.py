@@ -33,6 +33,9 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
     *(
         "rollouts_per_round",
+        "command_line",
+        "resume",
+        "checkpoint_interval",
         "buffer_device",
         "replay_device",
         "eval_e",

@@ -520,6 +520,7 @@ def main(argv=None):
             previous_step = global_step - args.num_envs
 
             # ACT
+            before = rng.bit_generator.state, torch.get_rng_state()
             if global_step <= args.learning_starts:
                 actions = rng.uniform(low, high, (args.num_envs, action_size)).astype(np.float32)
             else:
@@ -534,10 +535,17 @@ def main(argv=None):
 
             # STORE
             step_reward, step_returns, ended = 0.0, [], []
-            for i, env in enumerate(envs):
-                action = actions[i].clip(low, high).reshape(action_shape)  # rounding may have left the box
-                next_obs[i], reward, terminations[i], truncated, info = env.step(action)
-                episodes[i][1].append(action)
+            env_actions = actions.clip(low, high).reshape(-1, *action_shape)  # rounding may have left the box
+            try:
+                results = [env.step(action) for env, action in zip(envs, env_actions)]
+            except Exception:
+                if args.checkpoint_interval:
+                    undrawn = {"rng": before[0], "torch_rng": [before[1], *state()["torch_rng"][1:]]}
+                    run.save_checkpoint(run.snapshot(previous_step, state() | undrawn))
+                raise
+            for i, (raw_obs, reward, terminated, truncated, info) in enumerate(results):
+                episodes[i][1].append(env_actions[i])
+                next_obs[i], terminations[i] = raw_obs, terminated
                 rewards[i] = reward
                 step_reward += float(reward)
                 if terminations[i] or truncated:
@@ -607,7 +615,7 @@ def main(argv=None):
                 set_rates(scheduler.get_last_lr()[0])
 
             if run.wants_checkpoint(global_step):
-                run.save_checkpoint(global_step, state())
+                run.save_checkpoint(run.snapshot(global_step, state()))
 
         if args.save_model:
             torch.save({"actor": actor.state_dict(), "critics": critics.state_dict()}, run.folder / "model.pt")

@@ -7,7 +7,7 @@ A training script uses it like this:
     with Run(args, arms, device) as run:              # makes the run folder
         run.log_episode(...); run.log_round(...); run.log_scalars(...); run.progress(...)
         if run.wants_checkpoint(global_step):         # between two steps of the loop
-            run.save_checkpoint(global_step, state)   # a dict of plain values and tensors
+            run.save_checkpoint(run.snapshot(global_step, state))  # a dict of plain values and tensors
 
 CSV rows are on disk at once, `summary.json` every few seconds. However a run ends, short of a kill, `summary.json` and
 `curves.png` are brought up to date, and the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a
@@ -26,9 +26,11 @@ import os
 import platform
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -371,7 +373,7 @@ class Run:
         self.signal = None  # one that has asked the run to stop after a checkpoint
         self.problems = {}  # files that could not be written: why
         self.journal = None
-        self.tables = {}  # the writers of the CSV files
+        self.tables = {}  # of the CSV files: file, writer
         self.wandb_id = None
         self.resumed = (checkpoint or {}).get("run")
         if self.resumed:
@@ -393,8 +395,8 @@ class Run:
 
     def _state(self):
         """What goes into a checkpoint of this."""
-        names = ("global_step", "episodes", "pulls", "summary", "rounds", "wandb_id")
-        sizes = {name: (self.folder / name).stat().st_size for name in ("episodes.csv", "rounds.csv")}
+        names = ("episodes", "pulls", "summary", "rounds", "wandb_id")
+        sizes = {name: os.fstat(file.fileno()).st_size for name, (file, _) in self.tables.items()}
         state = {name: getattr(self, name) for name in names} | {"sizes": sizes, "identity": identity(self.args)}
         return state | {"recent_arms": {controller: list(arms) for controller, arms in self.recent_arms.items()}}
 
@@ -411,31 +413,38 @@ class Run:
             return False
         return bool(self.signal) or global_step // interval > self.last_checkpoint // interval
 
-    def save_checkpoint(self, global_step, state):
-        """Write `state` to checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt.
+    def snapshot(self, global_step, state):
+        """A checkpoint: `state`, and that of this Run after `global_step`. Tensors in it are not copied."""
+        return to_plain(state | {"run": self._state() | {"global_step": global_step}})
+
+    def save_checkpoint(self, checkpoint):
+        """Write a `snapshot` to checkpoint.pt, whole or not at all; the one before stays as checkpoint.prev.pt.
 
         If that fails there is a warning, and no further checkpoint.
 
         Raises:
             SystemExit: a signal has asked for it.
         """
-        self.last_checkpoint = self.global_step = global_step
+        self.last_checkpoint = checkpoint["run"]["global_step"]
         path, previous, new = (self.folder / f"checkpoint{suffix}.pt" for suffix in ("", ".prev", ".new"))
         with self._may_fail("checkpoint.pt"):
             if self.journal:
                 os.fsync(self.journal.file)
-            with open(new, "wb") as file:
-                torch.save(to_plain(state | {"run": self._state()}), file)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with open(new, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                new.unlink(missing_ok=True)  # a torn one would only take room
+                raise
             if path.exists():
                 previous.unlink(missing_ok=True)
                 previous.hardlink_to(path)
             new.replace(path)
-            if hasattr(os, "O_DIRECTORY"):  # the new names, too, must outlast a power cut
-                folder = os.open(self.folder, os.O_DIRECTORY)
-                os.fsync(folder)
-                os.close(folder)
+            folder = os.open(self.folder, os.O_RDONLY)
+            os.fsync(folder)  # the new names, too, must outlast a power cut
+            os.close(folder)
         if self.signal:
             raise SystemExit(128 + self.signal)
 
@@ -454,13 +463,12 @@ class Run:
     @contextlib.contextmanager
     def _may_fail(self, name):
         """Writes the file `name`: where that fails there is one warning, and training goes on."""
-        if name in self.problems:
-            return (yield)
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:  # torch and TensorBoard raise the others
-            self.problems[name] = getattr(error, "strerror", None) or str(error).split("\n")[0]
-            tqdm.write(f"{self.folder / name} cannot be written: {self.problems[name]}", sys.stderr)
+            if name not in self.problems:
+                self.problems[name] = getattr(error, "strerror", None) or str(error).split("\n")[0]
+                tqdm.write(f"{self.folder}: {name} cannot be written: {self.problems[name]}", sys.stderr)
 
     def __enter__(self):
         def stop(signum, frame):
@@ -468,7 +476,12 @@ class Run:
                 raise SystemExit(128 + signum)
             self.signal = signum  # the script saves a checkpoint first, at the end of its step
 
+        def thread_fails(failure):  # TensorBoard writes in a thread
+            with self._may_fail("TensorBoard's events"):
+                raise failure.exc_value
+
         self.handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        threading.excepthook = thread_fails
         try:
             self._open_logs()
         except BaseException:
@@ -508,20 +521,20 @@ class Run:
     def _open_csv(self, name, columns):
         if self.resumed:
             os.truncate(self.folder / name, self.resumed["sizes"][name])
-        # Line-buffered: a row is on disk at once.
-        self.tables[name] = csv.writer(open(self.folder / name, "a", newline="", buffering=1), lineterminator="\n")
+        file = open(self.folder / name, "a", newline="", buffering=1)  # line-buffered: a row is on disk at once
+        self.tables[name] = file, csv.writer(file, lineterminator="\n")
         if not self.resumed:
-            self.tables[name].writerow(columns)
+            self._write_row(name, columns)
 
     def _write_row(self, name, row):
         with self._may_fail(name):
-            self.tables[name].writerow(row)
+            self.tables[name][1].writerow(row)
 
     def _start_wandb(self):
         import wandb
 
         names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.folder.name}
-        self.wandb_id = self.wandb_id or wandb.util.generate_id()
+        self.wandb_id = self.wandb_id or secrets.token_hex(4)
         names |= {"id": self.wandb_id, "resume": "allow"}
         try:
             self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True)
@@ -549,19 +562,24 @@ class Run:
                 print(f"{self.folder} is not complete: {problem}", file=sys.stderr)
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
+        threading.excepthook = threading.__excepthook__
         if self.wandb:
             self.wandb.finish(exit_code=exit_code)
         if status == "diverged":
             print(f"diverged at step {self.global_step}: {error}", file=sys.stderr)
         result = f", final return {final_return(self.episodes, self.global_step):.1f}" if self.episodes else ""
         print(f"{status}{result}, see {self.folder}")
+        if self.problems:
+            problems = "; ".join(f"{name} ({reason})" for name, reason in self.problems.items())
+            print(f"{self.folder} is not complete: {problems}", file=sys.stderr)
         if status == "diverged":
             raise SystemExit(exit_code) from None
 
     def _close_logs(self):
         if self.bar:
             self.bar.close()
-        self.writer.close()
+        with self._may_fail("TensorBoard's events"):
+            self.writer.close()
         plot_curves(self.folder)
 
     def log_scalars(self, scalars, global_step):
@@ -571,6 +589,10 @@ class Run:
                 self.writer.add_scalar(name, value, global_step)
         if self.wandb:
             self.wandb.log(scalars | {"global_step": global_step})
+
+    def _flush(self):
+        with self._may_fail("TensorBoard's events"):
+            self.writer.flush()
 
     def log_episode(self, global_step, episodic_return, episodic_length):
         """Log an episode that has ended: raw return, length in timesteps."""
@@ -614,7 +636,7 @@ class Run:
             tqdm.write(f"step {global_step}: learning rate {learning_rate:g} is rolled back: {rolled_back}", sys.stderr)
         suffix = f"/{controller}" if controller else ""
         self.log_scalars({name + suffix: x for name, x in scalars.items() if x is not None}, global_step)
-        self.writer.flush()
+        self._flush()
 
     def progress(self, global_step, learning_rate):
         """Show how far the run is: a bar on a terminal, elsewhere a line every few seconds.
@@ -636,7 +658,7 @@ class Run:
         if self.now < self.next_update:
             return
         self.next_update = self.now + PROGRESS_SECONDS
-        self.writer.flush()
+        self._flush()
         self._write_summary("running")
         if not self.bar:
             left = (self.args.total_timesteps - global_step) / (self.sps or math.inf)

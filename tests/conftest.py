@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,12 @@ def start(tmp_path):
     """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs"."""
     processes = []
 
-    def run(command, stderr=subprocess.PIPE, **environment):
+    def run(command, stderr=subprocess.PIPE, limit=None, **environment):
         command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
+        if limit:  # of the size of a file, in bytes: more fails as it does on a full disk
+            pipes["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
         return processes[-1]
 

@@ -1,0 +1,312 @@
+"""What all training scripts promise of checkpoints: runs that go on to the bit, whatever has ended them."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ppo_continuous_lrrl as ppo
+import sac_mujoco_lrrl as sac
+import tracking
+from tests.conftest import RunFolder, only_folder
+
+KILLS = int(os.environ.get("KILLS", 5))  # of each script; `make soak` asks for more
+ATARI = "--preset cleanrl --num-envs 2 --batch-size 4 --learning-starts 200 --buffer-size 400 --noop-max 5"
+ATARI += " --exploration-steps 500 --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 150"
+FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
+SCRIPTS = {  # timesteps and options of a run that takes some seconds
+    "ppo_continuous_lrrl.py": (
+        25_000,
+        "--env-id Hopper-v5 --num-envs 2 --num-steps 128 --num-minibatches 4 --update-epochs 2"
+        " --checkpoint-interval 600 --learning-rates 1e-4 1e-3 1e30",
+    ),
+    "sac_mujoco_lrrl.py": (
+        1800,
+        "--env-id Hopper-v5 --num-envs 2 --batch-size 32 --learning-starts 200 --buffer-size 400 --bandit-interval 100"
+        " --bandit-scope separate --checkpoint-interval 130",
+    ),
+    "dqn_atari_lrrl.py": (2000, ATARI),
+    "iqn_atari_lrrl.py": (1600, f"{ATARI} {FEW}"),
+}
+
+
+def rows(path):
+    with open(path) as file:
+        return list(csv.reader(file))[1:]
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def last_checkpoint(parent):
+    """When the only run below `parent` has saved its last checkpoint, None before it has."""
+    times = [path.stat().st_mtime_ns for path in parent.glob("*/checkpoint.pt")]
+    return times[0] if times else None
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_is_killed_again_and_again_is_equal_to_one_that_never_was(script, start, tmp_path):
+    timesteps, options = SCRIPTS[script]
+    command = f"{script} {options} --total-timesteps {timesteps} --save-model"
+    reference = start(command)
+    assert reference.wait() == 0, reference.communicate()
+    whole = only_folder(tmp_path / "runs")
+    shutil.move(whole.path, tmp_path / "whole")
+    generator = random.Random(script + str(KILLS))
+
+    process, saved_at = start(command), None
+    kills = 0
+    while kills < KILLS:
+        wait_for(lambda before=saved_at: last_checkpoint(tmp_path / "runs") != before, process)
+        time.sleep(generator.random() * 0.3)
+        if process.poll() is not None:
+            break  # it has come to its end
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        saved_at = last_checkpoint(tmp_path / "runs")
+        folder = only_folder(tmp_path / "runs").path
+        process = start(f"{script} --resume {folder}")
+    output, error = process.communicate()
+    assert process.returncode == 0, error
+    assert kills == KILLS
+
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    ended, before = (json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "whole"))
+    for name in ("status", "final_return", "auc", "pulls", "rollbacks", "global_step"):
+        assert ended[name] == before[name], name
+    assert not (folder / "replay.bin").exists() and not (folder / "checkpoint.new.pt").exists()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("charts/episodic_return")]
+    assert steps == [int(row[0]) for row in rows(folder / "episodes.csv")]
+
+
+NO = "--no-cuda --checkpoint-interval 50"
+SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 1 --bandit-interval 64 --checkpoint-interval 128 --no-cuda"
+
+
+def stop_after(monkeypatch, checkpoints):
+    """From now on, a run in this process ends as if it were terminated after so many checkpoints."""
+    save, count = tracking.Run.save_checkpoint, 0
+
+    def save_and_stop(self, checkpoint):
+        nonlocal count
+        save(self, checkpoint)
+        count += 1
+        if count == checkpoints:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(tracking.Run, "save_checkpoint", save_and_stop)
+
+
+@pytest.fixture
+def stopped(train, monkeypatch, tmp_path):
+    """A run of PPO that was stopped after its third checkpoint, at 384 of 1,024 timesteps; its folder."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --seed 7")
+    return only_folder(tmp_path / "runs1").path
+
+
+def resume(main, folder, options=""):
+    main([*f"--resume {folder} {options}".split()])
+    return RunFolder(folder)
+
+
+def test_sigterm_writes_one_more_checkpoint_and_the_run_goes_on_from_there(start, tmp_path):
+    command = f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 12800 --save-model"
+    command = command.replace("--checkpoint-interval 128", "--checkpoint-interval 1000000")
+    assert start(command).wait() == 0
+    shutil.move(only_folder(tmp_path / "runs").path, tmp_path / "whole")
+    process = start(command)
+    wait_for(lambda: [*(tmp_path / "runs").glob("*/rounds.csv")], process)
+    (folder,) = (tmp_path / "runs").iterdir()
+    wait_for(lambda: len(rows(folder / "rounds.csv")) > 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    at = torch.load(folder / "checkpoint.pt", weights_only=True)["run"]["global_step"]
+    assert at % 64 == 0 and at // 64 >= len(rows(folder / "rounds.csv"))
+    assert start(f"ppo_continuous_lrrl.py --resume {folder}").wait() == 0
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_run_may_get_more_timesteps_and_another_log(stopped):
+    run = resume(ppo.main, stopped, "--total-timesteps 1280 --eval-episodes 1 --save-model")
+    assert run.summary["global_step"] == 1280 and len(run.summary["eval_returns"]) == 1
+    assert run.config["seed"] == 7 and (stopped / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--seed 8", ["--seed 8", "has 7"]),
+        ("--num-steps 128", ["--num-steps 128", "has 64"]),
+        ("--total-timesteps 512", ["--total-timesteps 512", "has 1024", "more"]),
+        ("--learning-rates 1e-3", ["--learning-rates"]),
+        ("--checkpoint-interval 64", ["--checkpoint-interval 64", "has 128"]),
+        ("--no-norm-adv", ["--norm-adv False", "has True"]),
+    ],
+)
+def test_other_options_may_not_change(options, words, stopped, capsys):
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        resume(ppo.main, stopped, options)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_a_schedule_that_ends_with_the_run_may_not_get_more_timesteps(train, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(SystemExit):
+            train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --lr-control linear")
+    folder = only_folder(tmp_path / "runs1").path
+    with pytest.raises(SystemExit) as end:
+        resume(ppo.main, folder, "--total-timesteps 2048")
+    assert end.value.code == 2 and "--total-timesteps 2048" in capsys.readouterr().err
+    whole = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --lr-control linear")
+    assert resume(ppo.main, folder).bytes("rounds.csv") == whole.bytes("rounds.csv")
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "of another run", "missing"])
+def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is_used(damage, stopped, train, capsys):
+    whole = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --seed 7")
+    path = stopped / "checkpoint.pt"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "foreign":
+        path.write_bytes(b"no checkpoint at all")
+    elif damage == "of another run":
+        torch.save({"run": {"identity": "Hopper-v5, another script, seed 1"}}, path)
+    capsys.readouterr()
+    run = resume(ppo.main, stopped)
+    error = capsys.readouterr().err
+    assert "checkpoint.pt cannot be used" in error and "going on from checkpoint.prev.pt" in error
+    assert run.bytes("rounds.csv") == whole.bytes("rounds.csv")
+    assert run.bytes("episodes.csv") == whole.bytes("episodes.csv")
+
+
+def test_without_a_usable_checkpoint_there_is_one_line_and_code_2(stopped, capsys, tmp_path):
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (stopped / name).write_bytes(b"torn")
+    capsys.readouterr()
+    for folder, word in ((stopped, "checkpoint.prev.pt"), (tmp_path / "no such folder", "config.json")):
+        with pytest.raises(SystemExit) as end:
+            resume(ppo.main, str(folder).replace(" ", "_"))
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and "--resume" in error and word in error
+
+
+class Attack:
+    """Pickled, it runs code when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_from_a_stranger_runs_no_code(stopped, tmp_path, capsys):
+    torch.save({"run": Attack(tmp_path / "owned")}, stopped / "checkpoint.pt")
+    resume(ppo.main, stopped)
+    assert not (tmp_path / "owned").exists() and "checkpoint.pt cannot be used" in capsys.readouterr().err
+
+
+def test_a_finished_run_with_a_replay_memory_cannot_be_resumed(train, capsys):
+    options = "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --total-timesteps 100 --checkpoint-interval 30"
+    run = train(sac.main, f"{options} --no-cuda")
+    assert (run.path / "checkpoint.pt").exists() and not (run.path / "replay.bin").exists()
+    with pytest.raises(SystemExit) as end:
+        resume(sac.main, run.path)
+    assert end.value.code == 2 and "replay.bin" in capsys.readouterr().err
+
+
+def test_the_journal_keeps_the_rows_of_two_checkpoints_and_reads_them_in_order(tmp_path):
+    journal = tracking.Journal(tmp_path / "replay.bin", "i8", rings=2, capacity=2500, spare=100)
+    for i in range(6000):
+        for ring in (0, 1):
+            journal.write(ring, i, tracking.np.int64(10 * i + ring))
+    for ring in (0, 1):
+        for count in (6000, 5900):  # now, and a spare before
+            blocks = [*journal.read(ring, count)]
+            indices = [index + k for index, rows_read in blocks for k in range(len(rows_read))]
+            assert indices == [*range(count - 2500, count)]
+            assert [int(x) for _, rows_read in blocks for x in rows_read] == [10 * i + ring for i in indices]
+    assert [*journal.read(0, 0)] == []
+
+
+def test_a_full_disk_ends_the_checkpoints_and_not_the_training(start, tmp_path):
+    command = f"sac_mujoco_lrrl.py --env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --total-timesteps 300 {NO}"
+    process = start(command, limit=200_000)  # bytes of a file
+    output, error = process.communicate()
+    run = only_folder(tmp_path / "runs")
+    assert process.returncode == 0 and run.summary["status"] == "finished", error
+    assert error.count("checkpoint.pt cannot be written") == 1
+    assert "is not complete: checkpoint.pt" in error and "Traceback" not in error
+    assert not (run.path / "checkpoint.pt").exists() and not (run.path / "checkpoint.new.pt").exists()
+
+
+def test_a_run_folder_that_goes_away_does_not_end_the_training(start, tmp_path):
+    process = start(f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 12800")
+    wait_for(lambda: [*(tmp_path / "runs").glob("*/checkpoint.pt")], process)
+    shutil.rmtree(tmp_path / "runs")
+    output, error = process.communicate()
+    assert process.returncode == 0 and "finished" in output, error
+    assert "checkpoint.pt cannot be written" in error and "is not complete" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("script", ["ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py"])
+def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_before(script, start, tmp_path):
+    small = {"ppo": SMALL, "sac": f"--batch-size 8 --learning-starts 20 {NO}"}[script[:3]]
+    process = start(f"{script} --env-id tests.toy_envs:Breaks-v0 {small} --total-timesteps 1024")
+    output, error = process.communicate()
+    run = only_folder(tmp_path / "runs")
+    assert process.returncode == 1 and run.summary["status"] == "failed" and "the simulator broke" in error
+    at = torch.load(run.path / "checkpoint.pt", weights_only=True)["run"]
+    assert at["global_step"] == {"ppo": 256, "sac": 299}[script[:3]]
+    assert at["sizes"]["episodes.csv"] <= (run.path / "episodes.csv").stat().st_size
+    assert (run.path / "curves.png").exists()
+
+
+def test_after_ctrl_c_no_process_and_no_thread_is_left(start, tmp_path):
+    process = start(
+        f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 1280000 --track", WANDB_MODE="offline"
+    )
+    wait_for(lambda: [*(tmp_path / "runs").glob("*/checkpoint.pt")], process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_wandb_goes_on_under_the_same_id(train, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --track")
+    run = resume(ppo.main, only_folder(tmp_path / "runs1").path)
+    ids = {path.name.rsplit("-", 1)[1] for path in (run.path / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1 and len([*(run.path / "wandb").glob("offline-run-*")]) == 2
