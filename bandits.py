@@ -250,13 +250,13 @@ class Drift(Bandit):
         f_t = L_t + ε_t                                   ε_t ~ N(0, 1), errors beyond 3 cut to 3
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t                ξ_t ~ N(0, 1)
         d_t = m + ρ (d_{t−1} − m) + sqrt(1 − ρ²) GP(0, c) ρ = exp(−1/300), d_0 ~ GP(m, c)
-        c(i, k) = s² [1 + exp(−½ (log10 η_i / η_k)² / 0.5²)]    m(i) = −½ s z_i²
+        c(i, k) = s² [1 + exp(−½ (log10 η_i / η_k)² / 0.5²)]    m(i) = −s z_i²
 
     z runs from −1 at the lowest rate to 1 at the highest by rank: extremes are there in case they are needed. A Kalman
     filter (Kalman, 1960) gives the posterior of (L, d) for each of four sizes s of the drifts; σ² is the mean of its
     squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances a f + b,
     a > 0, in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard
-    deviations shrunk to 0.3, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
+    deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
     Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
 
     Arguments and errors as for `Bandit`.
@@ -569,12 +569,12 @@ def choose_arms(rates, lr_range, five):
         lr_range: what --lr-range gives instead: None or the ends of a range, for 25 rates in equal ratios.
 
     Raises:
-        ValueError: the ends of the range are not in ascending order.
+        ValueError: the ends of the range are not positive, finite and in ascending order.
     """
     if lr_range:
         low, high = lr_range
-        if not low < high:
-            raise ValueError(f"must be two rates in ascending order, not {low:g} {high:g}")
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"must be two positive rates in ascending order, not {low:g} {high:g}")
         return tuple(float(rate) for rate in np.geomspace(low, high, 25))
     return five[ARM_SETS[rates]] if isinstance(rates, str) else rates
 

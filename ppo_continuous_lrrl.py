@@ -387,7 +387,7 @@ def main(argv=None):
 
     def training_state():
         """What a round changes: tensors to be copied, normalisation statistics to be exchanged."""
-        tensors = [parameters.data, *(x for x in optimizer.state[parameters].values() if torch.is_tensor(x))]
+        tensors = [parameters.data, *(x for x in optimizer.state.get(parameters, {}).values() if torch.is_tensor(x))]
         return tensors, (copy.copy(obs_stats), copy.copy(return_stats))
 
     def undo_round(reason):

@@ -220,7 +220,7 @@ def stored(monkeypatch):
     def add(self, *arrays, add=sac.ReplayBuffer.add):
         for column, array in zip(columns, arrays):
             column.extend(np.array(array))
-        add(self, *arrays)
+        return add(self, *arrays)
 
     monkeypatch.setattr(sac.ReplayBuffer, "add", add)
     return columns
