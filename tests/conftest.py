@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tracking import read_csv
 
 ROOT = Path(__file__).parent.parent
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
 
 

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits import (
@@ -380,6 +380,7 @@ def draws(bandit, performance, rounds=80):
     return arms
 
 
+@settings(max_examples=30)
 @given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10), range_of_arms=st.booleans())
 def test_drift_draws_the_same_whatever_the_scale_and_the_zero_of_performance(scale, shift, seed, range_of_arms):
     arms = np.geomspace(3e-5, 3e-3, 25) if range_of_arms else ARMS

@@ -58,7 +58,7 @@ def last_checkpoint(parent):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_that_is_killed_again_and_again_is_equal_to_one_that_never_was(script, start, tmp_path):
     timesteps, options = SCRIPTS[script]
-    command = f"{script} {options} --total-timesteps {timesteps} --save-model"
+    command = f"{script} {options} --total-timesteps {timesteps * max(KILLS // 5, 1)} --save-model"
     reference = start(command)
     assert reference.wait() == 0, reference.communicate()
     whole = only_folder(tmp_path / "runs")
