@@ -675,8 +675,8 @@ def main(argv=None):
             if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
                 target_network.load_state_dict(q_network.state_dict())
                 if args.optimizer == "adamrel":
-                    for state in optimizer.state.values():
-                        state["step"].zero_()
+                    for values in optimizer.state.values():
+                        values["step"].zero_()
             if scheduler:
                 scheduler.step()
                 learning_rate.fill_(scheduler.get_last_lr()[0])

@@ -455,11 +455,12 @@ def main(argv=None):
         next_obs = np.zeros_like(obs)
 
         for _ in range(global_step // batch_size, num_iterations):
+            before = run.snapshot(global_step, state()) if args.checkpoint_interval else None
+
             # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
             policy = agent.numpy_policy()
             noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
             rollout_reward, rollout_returns = 0.0, []
-            before = run.snapshot(global_step, state()) if args.checkpoint_interval else None
             for step in range(args.num_steps):
                 global_step += args.num_envs
                 observations[step] = obs
@@ -527,8 +528,8 @@ def main(argv=None):
 
             # UPDATE NETWORK
             if args.optimizer == "adamrel":
-                for state in optimizer.state.values():
-                    state["step"].zero_()
+                for values in optimizer.state.values():
+                    values["step"].zero_()
             for _ in range(args.update_epochs):
                 indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
                 minibatch_advantages, *others = (x[indices] for x in batch)

@@ -277,16 +277,39 @@ def test_a_run_folder_that_goes_away_does_not_end_the_training(start, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py"])
-def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_before(script, start, tmp_path):
+def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_just_before(script, start, tmp_path):
     small = {"ppo": SMALL, "sac": f"--batch-size 8 --learning-starts 20 {NO}"}[script[:3]]
-    process = start(f"{script} --env-id tests.toy_envs:Breaks-v0 {small} --total-timesteps 1024")
+    command = f"{script} --env-id tests.toy_envs:BreaksOnce-v0 {small} --total-timesteps 1024 --save-model --num-envs 2"
+    command = command.replace("--checkpoint-interval 128", "--checkpoint-interval 1000")
+    process = start(command, BROKEN=str(tmp_path / "broken"))
     output, error = process.communicate()
     run = only_folder(tmp_path / "runs")
     assert process.returncode == 1 and run.summary["status"] == "failed" and "the simulator broke" in error
     at = torch.load(run.path / "checkpoint.pt", weights_only=True)["run"]
-    assert at["global_step"] == {"ppo": 256, "sac": 299}[script[:3]]
-    assert at["sizes"]["episodes.csv"] <= (run.path / "episodes.csv").stat().st_size
+    assert at["global_step"] == {"ppo": 256, "sac": 298}[script[:3]]
     assert (run.path / "curves.png").exists()
+
+    assert start(f"{script} --resume {run.path}", BROKEN=str(tmp_path / "broken")).wait() == 0
+    shutil.move(run.path, tmp_path / "resumed")
+    assert start(command, BROKEN=str(tmp_path / "broken")).wait() == 0  # there since it broke: it does so no more
+    whole = only_folder(tmp_path / "runs").path
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "options", ["--optimizer adamrel", "--optimizer rmsprop", "--lr-control cosine", "--lr-control cyclic"]
+)
+def test_other_optimizers_and_schedules_go_on_to_the_bit(options, train, monkeypatch, tmp_path):
+    command = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --save-model {options}"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            train(ppo.main, command)
+    resumed = resume(ppo.main, only_folder(tmp_path / "runs1").path)
+    whole = train(ppo.main, command)
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert resumed.bytes(name) == whole.bytes(name)
 
 
 def test_after_ctrl_c_no_process_and_no_thread_is_left(start, tmp_path):

@@ -1,5 +1,7 @@
 """Tiny environments whose right answers are known. `--env-id tests.toy_envs:Name-v0` makes them."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 
@@ -57,6 +59,24 @@ class Breaks(StepCounter):
         return super().step(action)
 
 
+class BreaksOnce(Toy):
+    """The reward is the action. Raises an error in the 300th step of a process, unless the file $BROKEN is there."""
+
+    steps = 0
+
+    def start(self):
+        self.t = 0
+        return self.observe(self.np_random.random())
+
+    def step(self, action):
+        BreaksOnce.steps += 1
+        if BreaksOnce.steps == 300 and not os.path.exists(os.environ["BROKEN"]):
+            open(os.environ["BROKEN"], "w").close()
+            raise RuntimeError("the simulator broke")
+        self.t += 1
+        return self.observe(self.np_random.random()), float(action[0]), False, self.t == 17, {}
+
+
 class OddSpaces(Toy):
     """A dictionary of observations and a matrix of actions with lopsided bounds, which it checks."""
 
@@ -73,7 +93,7 @@ class OddSpaces(Toy):
         return self.observation_space.sample(), 0.5, self.t == 7, False, {}
 
 
-for entry_point in (StepCounter, TwoEnds, Breaks, OddSpaces):
+for entry_point in (StepCounter, TwoEnds, Breaks, BreaksOnce, OddSpaces):
     gym.register(f"{entry_point.__name__}-v0", entry_point, order_enforce=False)
 
 
