@@ -156,6 +156,9 @@ def load_checkpoint(args, *files):
             state = torch.load(Path(args.resume, name), map_location="cpu", weights_only=True)
             if state["run"]["identity"] != identity(args):
                 raise ValueError(f"it belongs to {state['run']['identity']}")
+            for table, size in state["run"]["sizes"].items():
+                if Path(args.resume, table).stat().st_size < size:
+                    raise ValueError(f"{table} has lost rows since")
         except Exception as error:  # a torn or foreign file can raise nearly anything
             reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
             problems.append(f"{name} cannot be used ({reason})")
@@ -428,8 +431,9 @@ class Run:
         self.last_checkpoint = checkpoint["run"]["global_step"]
         path, previous, new = (self.folder / f"checkpoint{suffix}.pt" for suffix in ("", ".prev", ".new"))
         with self._may_fail("checkpoint.pt"):
-            if self.journal:
-                os.fsync(self.journal.file)
+            for file in (*(table.fileno() for table, _ in self.tables.values()), self.journal and self.journal.file):
+                if file is not None:
+                    os.fsync(file)  # what a checkpoint relies on must outlast a power cut, too
             try:
                 with open(new, "wb") as file:
                     torch.save(checkpoint, file)
@@ -443,7 +447,7 @@ class Run:
                 previous.hardlink_to(path)
             new.replace(path)
             folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)  # the new names, too, must outlast a power cut
+            os.fsync(folder)
             os.close(folder)
         if self.signal:
             raise SystemExit(128 + self.signal)

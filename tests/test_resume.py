@@ -206,6 +206,14 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is_used(da
     assert run.bytes("episodes.csv") == whole.bytes("episodes.csv")
 
 
+def test_a_table_that_has_lost_rows_is_named_and_not_padded(stopped, capsys):
+    (stopped / "rounds.csv").write_text("round\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        resume(ppo.main, stopped)
+    assert end.value.code == 2 and "rounds.csv has lost rows" in capsys.readouterr().err
+
+
 def test_without_a_usable_checkpoint_there_is_one_line_and_code_2(stopped, capsys, tmp_path):
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         (stopped / name).write_bytes(b"torn")
