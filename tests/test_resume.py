@@ -20,7 +20,7 @@ from tests.conftest import RunFolder, only_folder
 
 KILLS = int(os.environ.get("KILLS", 5))  # of each script; `make soak` asks for more
 ATARI = "--preset cleanrl --num-envs 2 --batch-size 4 --learning-starts 200 --buffer-size 400 --noop-max 5"
-ATARI += " --exploration-steps 500 --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 150"
+ATARI += " --exploration-steps 500 --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 100"
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
 SCRIPTS = {  # timesteps and options of a run that takes some seconds
     "ppo_continuous_lrrl.py": (
@@ -29,12 +29,12 @@ SCRIPTS = {  # timesteps and options of a run that takes some seconds
         " --checkpoint-interval 600 --learning-rates 1e-4 1e-3 1e30",
     ),
     "sac_mujoco_lrrl.py": (
-        1800,
+        1200,
         "--env-id Hopper-v5 --num-envs 2 --batch-size 32 --learning-starts 200 --buffer-size 400 --bandit-interval 100"
-        " --bandit-scope separate --checkpoint-interval 130",
+        " --bandit-scope separate --checkpoint-interval 90",
     ),
-    "dqn_atari_lrrl.py": (2000, ATARI),
-    "iqn_atari_lrrl.py": (1600, f"{ATARI} {FEW}"),
+    "dqn_atari_lrrl.py": (1300, ATARI),
+    "iqn_atari_lrrl.py": (1000, f"{ATARI} {FEW}"),
 }
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_is_killed_again_and_again_is_equal_to_one_that_never_was(scr
     kills = 0
     while kills < KILLS:
         wait_for(lambda before=saved_at: last_checkpoint(tmp_path / "runs") != before, process)
-        time.sleep(generator.random() * 0.3)
+        time.sleep(generator.random() * 0.2)
         if process.poll() is not None:
             break  # it has come to its end
         os.kill(process.pid, signal.SIGKILL)
@@ -128,7 +128,7 @@ def resume(main, folder, options=""):
 
 
 def test_sigterm_writes_one_more_checkpoint_and_the_run_goes_on_from_there(start, tmp_path):
-    command = f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 12800 --save-model"
+    command = f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 5120 --save-model"
     command = command.replace("--checkpoint-interval 128", "--checkpoint-interval 1000000")
     assert start(command).wait() == 0
     shutil.move(only_folder(tmp_path / "runs").path, tmp_path / "whole")
