@@ -148,6 +148,8 @@ def test_a_range_of_rates_in_place_of_arms(script, train):
 def test_automatic_rounds_end_when_the_bandit_says_so(script, train, monkeypatch):
     module, small, _ = script
     small = small.replace("--bandit-interval 40", "--bandit-interval auto")
+    if "atari" in module.__name__:
+        small += " --train-frequency 100"  # fewer updates
     lengths = []
 
     class Spy(Bandit):
