@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BOOTSTRAP_REPETITIONS = 10_000
-CURVE_POINTS = 200
+CURVE_POINTS = 60
 NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
     *(
@@ -196,18 +196,25 @@ def make_normalized_table(runs, baselines=()):
 
 
 def plot_learning_curves(runs, path):
-    """Mean return over seeds, each seed shown thinly; a panel per task. A return holds until the next episode ends."""
-    tasks = sorted({task for task, _ in runs})
+    """Mean return over seeds, each seed shown thinly; a panel per task.
+
+    A point is the mean over a stretch of timesteps, in which a return holds until the next episode ends.
+    """
+    tasks, names = sorted({task for task, _ in runs}), list(dict.fromkeys(name for _, name in runs))
     figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), layout="constrained", squeeze=False)
     for axis, task in zip(axes[0], tasks):
-        for color, (name, group) in enumerate((name, group) for (t, name), group in runs.items() if t == task):
+        for name, group in ((name, group) for (t, name), group in runs.items() if t == task):
+            color = names.index(name)  # the same in every panel
             first = max(run["episodes"]["global_step"][0] for run in group)
             last = min(run["summary"]["global_step"] for run in group)
-            steps = np.linspace(first, last, CURVE_POINTS)
+            edges = np.linspace(first, last, CURVE_POINTS + 1)
+            steps = (edges[:-1] + edges[1:]) / 2
             curves = []
             for run in group:
                 ends, returns = run["episodes"]["global_step"], run["episodes"]["episodic_return"]
-                curves.append(returns[np.searchsorted(ends, steps, side="right") - 1])
+                until = np.append(ends, max(last, ends[-1]))
+                integral = np.append(0, np.cumsum(returns * np.diff(until)))
+                curves.append(np.diff(np.interp(edges, until, integral)) / np.diff(edges))
                 axis.plot(steps, curves[-1], color=f"C{color}", alpha=0.2, linewidth=0.7)
             axis.plot(steps, np.mean(curves, axis=0), color=f"C{color}", label=f"{name} ({len(group)} seeds)")
         axis.set(title=task, xlabel="timesteps", ylabel="episodic return")
