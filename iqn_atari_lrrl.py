@@ -136,7 +136,8 @@ class Args:
     lr_range: tuple[float, float] | None = None
     """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
     bandit: BanditName = "drift"
-    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
+    """drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
+    arm with equal probability; exp3, moss, ducb, wucb: those of others, see bandits.py"""
     bandit_interval: int | Literal["auto"] = "auto"
     """κ, the shortest round in timesteps; auto: 2 to 8 stretches of 2,000, until their trend stands out of the noise"""
     bandit_step_size: float = 0.2
@@ -524,6 +525,8 @@ def main(argv=None):
 
     def undo_round(reason):
         """Go back to the start of the round and charge its arm."""
+        nonlocal losses
+        losses = None  # or what the ruined networks had would be held against the next arm
         for now, then in zip_longest(training_tensors(), kept):
             now.zero_() if then is None else now.copy_(then)  # an optimizer has no state before its first step
         credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())

@@ -114,7 +114,8 @@ class Args:
     lr_range: tuple[float, float] | None = None
     """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
     bandit: BanditName = "drift"
-    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
+    """drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
+    arm with equal probability; exp3, moss, ducb, wucb: those of others, see bandits.py"""
     bandit_interval: int | Literal["auto"] = "auto"
     """κ, the shortest round in timesteps; auto: 2 to 8 rollouts, until their trend stands out of the noise"""
     bandit_step_size: float = 0.2

@@ -113,7 +113,8 @@ class Args:
     lr_range: tuple[float, float] | None = None
     """in place of arms: the ends of a range, from which 25 rates are taken in equal ratios"""
     bandit: BanditName = "drift"
-    """lrrl: the paper's rule; uniform: the control, which draws every arm with equal probability"""
+    """drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
+    arm with equal probability; exp3, moss, ducb, wucb: those of others, see bandits.py"""
     bandit_scope: Literal["joint", "separate", "critic", "actor"] = "joint"
     """whose rate an arm is: joint: the critics', the others in proportion; separate: a bandit for the critics and one
     for the actor; critic, actor: of that one alone, the others keep learning-rate and its proportions"""
