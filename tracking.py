@@ -540,11 +540,16 @@ class Run:
         names = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "name": self.folder.name}
         self.wandb_id = self.wandb_id or secrets.token_hex(4)
         names |= {"id": self.wandb_id, "resume": "allow"}
+        os.environ.setdefault(
+            "WANDB_FINISH_TIMEOUT", "600"
+        )  # seconds; W&B waits for ever otherwise if it has gone away
+        names |= {"config": self.config, "dir": self.folder, "save_code": True}
         try:
-            self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True)
-        except wandb.Error as error:
+            self.wandb = wandb.init(**names)
+        except Exception as error:  # of many kinds
             print(f"W&B: {error}; tracking offline, see {self.folder / 'wandb'}", file=sys.stderr)
-            self.wandb = wandb.init(**names, config=self.config, dir=self.folder, save_code=True, mode="offline")
+            wandb.teardown()  # or the id would still be in use
+            self.wandb = wandb.init(**names, mode="offline")
         self.wandb.define_metric("*", step_metric="global_step")
 
     def __exit__(self, error_type, error, traceback):
@@ -568,7 +573,8 @@ class Run:
             signal.signal(signum, handler)
         threading.excepthook = threading.__excepthook__
         if self.wandb:
-            self.wandb.finish(exit_code=exit_code)
+            with self._may_fail("W&B's log"):
+                self.wandb.finish(exit_code=exit_code)
         if status == "diverged":
             print(f"diverged at step {self.global_step}: {error}", file=sys.stderr)
         result = f", final return {final_return(self.episodes, self.global_step):.1f}" if self.episodes else ""
@@ -592,7 +598,8 @@ class Run:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, global_step)
         if self.wandb:
-            self.wandb.log(scalars | {"global_step": global_step})
+            with self._may_fail("W&B's log"):
+                self.wandb.log(scalars | {"global_step": global_step})
 
     def _flush(self):
         with self._may_fail("TensorBoard's events"):
@@ -691,4 +698,5 @@ class Run:
         summary |= self.summary
         self._write_json("summary.json", summary)
         if self.wandb and status != "running":
-            self.wandb.summary.update(summary)
+            with self._may_fail("W&B's log"):
+                self.wandb.summary.update(summary)

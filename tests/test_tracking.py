@@ -3,15 +3,20 @@
 import json
 import math
 import signal
+import socket
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 
 import ppo_continuous_lrrl
 import tracking
+from tests.conftest import only_folder
 
 
 def test_the_final_return_takes_the_last_tenth_of_timesteps():
@@ -173,3 +178,74 @@ def test_csv_files_read_back_with_empty_fields_as_nan(tmp_path):
     path.write_text("a,b\n1,\n2,0.5\n")
     columns = tracking.read_csv(path)
     assert columns["a"].tolist() == [1.0, 2.0] and math.isnan(columns["b"][0]) and columns["b"][1] == 0.5
+
+
+class WandbServer(BaseHTTPRequestHandler):
+    """As much of a W&B server as a client needs to start a run; `WandbServer.posts` has what was sent."""
+
+    ENTITY = {"id": "e", "name": "e"}
+    BUCKET = {"id": "b", "name": "n", "displayName": "n", "config": "{}", "project": {"name": "lrrl", "entity": ENTITY}}
+    ANSWERS = {
+        "Viewer": {"viewer": {"id": "u", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}},
+        "UpsertBucket": {"upsertBucket": {"bucket": BUCKET, "inserted": True}},
+    }
+    posts = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.posts.append((self.path, body))
+        answer = json.dumps({"data": self.ANSWERS.get(body.get("operationName"), {})}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def track(start, port):
+    environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
+    options = "--env-id Pendulum-v1 --num-steps 64 --num-minibatches 4 --update-epochs 1 --total-timesteps 12800"
+    return start(
+        f"ppo_continuous_lrrl.py {options} --track", **environment, WANDB_INIT_TIMEOUT="2", WANDB_FINISH_TIMEOUT="1"
+    )
+
+
+def finished(process, tmp_path):
+    output, error = process.communicate(timeout=100)
+    run = only_folder(tmp_path / "runs")
+    assert process.returncode == 0 and run.summary["status"] == "finished", error
+    assert len(run.episodes["global_step"]) == 64
+    return run, output, error
+
+
+def test_a_run_goes_on_offline_if_wandb_cannot_be_reached(start, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # of nobody, once this block has ended
+    run, _, error = finished(track(start, port), tmp_path)
+    assert "tracking offline" in error and [*run.path.glob("wandb/offline-run-*/*.wandb")]
+
+
+@pytest.mark.parametrize("trouble", ["its server goes away", "its process dies"])
+def test_a_run_goes_on_if_wandb_is_lost_on_the_way(trouble, start, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WandbServer)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        process = track(start, server.server_port)
+        while not any(path.read_text().count("\n") > 1 for path in tmp_path.glob("runs/*/episodes.csv")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        if trouble == "its process dies":
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+    finally:
+        server.shutdown()
+        server.server_close()
+    run, output, error = finished(process, tmp_path)
+    assert "online" not in error and any(path == "/graphql" for path, _ in WandbServer.posts)
+    if trouble == "its process dies":
+        assert f"{run.path} is not complete: W&B's log" in error
+    else:
+        assert "wandb sync" in output + error
