@@ -224,6 +224,23 @@ def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
     assert all(torch.isfinite(x).all() for state in model.values() if isinstance(state, dict) for x in state.values())
 
 
+@pytest.mark.parametrize("module", [dqn, iqn])
+def test_the_loss_of_a_round_that_was_undone_is_not_charged_to_the_next_arm(module, train, monkeypatch):
+    monkeypatch.setattr(module, "make_envs", lambda args, num_envs: toy_envs.TinyGame(num_envs, length=100))
+    failed = []
+
+    def fail(self, original=Bandit.fail):
+        failed.append(self.learning_rate)
+        return original(self)
+
+    monkeypatch.setattr(Bandit, "fail", fail)
+    monkeypatch.setattr("bandits.Uniform.probabilities", property(lambda self: np.eye(2)[(len(failed) + 1) % 2]))
+    ends = "--learning-starts 96 --bandit-interval 100"  # of rounds, when losses are logged
+    few = FEW if module is iqn else ""
+    options = f"{ATARI} {ends} {few} --bandit uniform --learning-rates 1e-4 1e30 --total-timesteps 500"
+    assert train(module.main, options).summary["rollbacks"] == 1 and failed == [1e30]
+
+
 def test_without_rollback_no_round_is_undone(script, train, monkeypatch):
     module, small, _ = script
     monkeypatch.setattr(Bandit, "has_collapsed", property(lambda self: True))
