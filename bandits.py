@@ -17,6 +17,7 @@ Reported piece by piece, as rollouts come in, performance shows a bandit more, a
 To write a bandit of your own, subclass `Bandit`, define `probabilities` and `learn`, and add the class to `BANDITS`.
 """
 
+import copy
 import inspect
 import math
 from collections import deque
@@ -26,11 +27,7 @@ import numpy as np
 
 
 def as_finite(performance):
-    """`performance` as a float.
-
-    Raises:
-        ValueError: it is not finite.
-    """
+    """`performance` as a float. Raises ValueError if it is not finite."""
     performance = float(performance)
     if not math.isfinite(performance):
         raise ValueError(f"the performance of a round must be a finite number, not {performance}")
@@ -38,11 +35,7 @@ def as_finite(performance):
 
 
 def check_share(name, x):
-    """`x`, if it is in (0, 1].
-
-    Raises:
-        ValueError: it is not.
-    """
+    """`x`. Raises ValueError if it is not in (0, 1]."""
     if not 0 < x <= 1:
         raise ValueError(f"{name} must be in (0, 1], not {x:g}")
     return x
@@ -62,9 +55,6 @@ class Bandit:
         ValueError: an argument is outside what is named above.
     """
 
-    STATE = ("performances", "observations", "durations", "before", "changes", "lowest", "highest", "floor")
-    STATE += ("arm", "drawn_from")
-
     def __init__(self, arms, interval="auto", window=5, seed=0):
         self.arms = [float(rate) for rate in arms]
         if not self.arms:
@@ -82,7 +72,7 @@ class Bandit:
         self.performances = deque(maxlen=int(window))  # of the last rounds
         self.observations = []  # of this round
         self.before = deque(maxlen=5)  # the last observations before it
-        self.durations = []  # theirs, in timesteps
+        self.durations = []  # of the observations of this round, in timesteps
         self.changes = deque(maxlen=50)  # distances of observations that follow each other
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
         self.floor = math.inf  # the lowest one before this round
@@ -97,8 +87,7 @@ class Bandit:
         raise NotImplementedError
 
     def learn(self, feedback):
-        """Take in the `feedback` f'_n that the arm `self.arm` earned."""
-        raise NotImplementedError
+        """Take in the `feedback` f'_n that the arm `self.arm` earned; here, nothing."""
 
     @property
     def learning_rate(self):
@@ -181,11 +170,7 @@ class Bandit:
             raise RuntimeError("no arm is in use: call pull() first")
         if not self.observations:
             self.observe(performance, 1)
-        feedback = self.improvement(performance)
-        self.learn(feedback)
-        self.before.extend(self.observations)
-        self.arm, self.observations, self.durations = None, [], []
-        return feedback
+        return self.close_round(self.improvement(performance))
 
     def fail(self):
         """Close a round that has ruined the agent, which is then taken back to the start of it; returns f'_n.
@@ -196,11 +181,20 @@ class Bandit:
         Raises:
             RuntimeError: no arm is in use.
         """
-        performance = self.lowest - (self.highest - self.lowest) if self.highest >= self.lowest else 0.0
-        self.observations = self.observations or [performance]  # which `update` is not to observe
-        feedback = self.update(performance)
-        self.performances.pop()  # or later rounds would be praised for being better than this one
+        if self.arm is None:
+            raise RuntimeError("no arm is in use: call pull() first")
+        lowest, highest = (self.lowest, self.highest) if self.changes else (min(self.lowest, 0.0), 0.0)
+        performances = self.performances.copy()  # or later rounds would be praised for being better than this one
+        self.performances.extend([] if performances else self.before or [lowest])
+        feedback = self.close_round(self.improvement(lowest - (highest - lowest or abs(lowest) or 1.0)))
+        self.performances = performances
         self.before.clear()
+        return feedback
+
+    def close_round(self, feedback):
+        self.learn(feedback)
+        self.before.extend(self.observations)
+        self.arm, self.observations, self.durations = None, [], []
         return feedback
 
     def improvement(self, performance):
@@ -214,11 +208,11 @@ class Bandit:
         return min(max(performance - mean, -1e6), 1e6)
 
     def state_dict(self):
-        """All that changes while the bandit learns, as plain numbers, strings, lists and dicts (JSON-safe)."""
-        values = {name: getattr(self, name) for name in self.STATE}
-        values = {n: x.tolist() if isinstance(x, np.ndarray) else x for n, x in values.items()}
-        values = {n: list(x) if isinstance(x, (list, deque)) else x for n, x in values.items()}
-        return {"arms": self.arms, "rng": self.rng.bit_generator.state} | values
+        """Every attribute but those named _so, as plain numbers, strings, lists and dicts (JSON-safe)."""
+        state = {name: x for name, x in vars(self).items() if name != "rng" and not name.startswith("_")}
+        state = {name: list(x) if isinstance(x, deque) else x for name, x in copy.deepcopy(state).items()}
+        state = {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in state.items()}
+        return state | {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()` of a bandit with the same arms.
@@ -228,16 +222,15 @@ class Bandit:
         """
         if list(state["arms"]) != self.arms:
             raise ValueError(f"the state belongs to the learning rates {state['arms']}, not to {self.arms}")
-        for name in self.STATE:
-            now, value = getattr(self, name), state[name]
+        state = copy.deepcopy(state)
+        self.rng.bit_generator.state = state.pop("rng")
+        for name, value in state.items():
+            now = getattr(self, name, None)
             if isinstance(now, np.ndarray):
                 value = np.array(value)
             elif isinstance(now, deque):
                 value = deque(value, now.maxlen)
-            elif isinstance(now, list):
-                value = list(value)
             setattr(self, name, value)
-        self.rng.bit_generator.state = state["rng"]
 
 
 class Drift(Bandit):
@@ -262,7 +255,6 @@ class Drift(Bandit):
     Arguments and errors as for `Bandit`.
     """
 
-    STATE = (*Bandit.STATE, "mean", "covariance", "origin", "level_is_known", "variance", "errors", "evidence")
     SIZES, LENGTH, COMMON, MIDDLE = (0.05, 0.15, 0.45, 1.35), 0.5, 1.0, 1.0  # of the drifts' prior
     WALK, FADE, FORGET = 0.1, math.exp(-1 / 300), 0.98
     SHRINK, CUT = 0.4, 3.0
@@ -271,31 +263,32 @@ class Drift(Bandit):
         super().__init__(arms, interval, window, seed)
         log_rates = np.log10(self.arms)
         distances = log_rates[:, None] - log_rates
+        # What only depends on the arms is named _so: no state.
         z = np.linspace(-1, 1, len(self.arms))[log_rates.argsort().argsort()]
         sizes = np.array(self.SIZES)[:, None, None]
-        self.prior_covariance = sizes**2 * (np.exp(-0.5 * (distances / self.LENGTH) ** 2) + self.COMMON)
-        self.prior_mean = sizes[..., 0] * -self.MIDDLE * z**2
+        self._prior_covariance = sizes**2 * (np.exp(-0.5 * (distances / self.LENGTH) ** 2) + self.COMMON)
+        self._prior_mean = sizes[..., 0] * -self.MIDDLE * z**2
         # The mean of (L, d) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
         # prior does. The first axis is the sizes.
         self.mean = np.zeros((len(sizes), len(z) + 1, 2))
-        self.mean[:, 1:, 1] = self.prior_mean
+        self.mean[:, 1:, 1] = self._prior_mean
         self.covariance = np.zeros((len(sizes), len(z) + 1, len(z) + 1))  # in units of σ²
-        self.covariance[:, 1:, 1:] = self.prior_covariance
+        self.covariance[:, 1:, 1:] = self._prior_covariance
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
         self.variance, self.errors = np.zeros(len(sizes)), 0  # σ² and the number of errors that it is the mean of
         self.evidence = np.zeros(len(sizes))  # log-likelihood
-        self.normals = np.random.default_rng(0).standard_normal((1000, len(z)))  # the same for every draw
+        self._normals = np.random.default_rng(0).standard_normal((1000, len(z)))  # the same for every draw
 
     def observe(self, performance, timesteps):
         super().observe(performance, timesteps)
         mean, covariance = self.mean, self.covariance
         # PREDICT
         mean[:, 1:] *= self.FADE
-        mean[:, 1:, 1] += (1 - self.FADE) * self.prior_mean
+        mean[:, 1:, 1] += (1 - self.FADE) * self._prior_mean
         covariance[:, 1:] *= self.FADE
         covariance[:, :, 1:] *= self.FADE
-        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self.prior_covariance
+        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self._prior_covariance
         if self.arm is not None:
             mean[:, 0] += mean[:, self.arm + 1]
             covariance[:, 0] += covariance[:, self.arm + 1]
@@ -332,9 +325,6 @@ class Drift(Bandit):
         self.level_is_known = False
         return feedback
 
-    def learn(self, feedback):
-        pass  # `observe` has done it
-
     @property
     def probabilities(self):
         sigma = np.sqrt(self.variance)[:, None]
@@ -343,7 +333,7 @@ class Drift(Bandit):
         weights = np.exp(self.evidence - self.evidence.max())
         probabilities = np.zeros(len(self.arms))
         for mean, root, weight in zip(means, roots, weights / weights.sum()):
-            best = (mean + self.SHRINK * self.normals @ root.T).argmax(axis=1)
+            best = (mean + self.SHRINK * self._normals @ root.T).argmax(axis=1)
             probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
         return probabilities / probabilities.sum()
 
@@ -372,8 +362,6 @@ class LRRL(Bandit):
     Raises:
         ValueError: an argument is outside what is named above.
     """
-
-    STATE = (*Bandit.STATE, "weights")
 
     def __init__(self, arms, step_size=0.2, decay=0.9, interval="auto", window=5, seed=0):
         super().__init__(arms, interval, window, seed)
@@ -414,8 +402,6 @@ class Exp3(Bandit):
         ValueError: an argument is outside what is named above.
     """
 
-    STATE = (*Bandit.STATE, "gains", "worst", "best")
-
     def __init__(self, arms, decay=0.98, exploration=0.1, interval="auto", window=5, seed=0):
         super().__init__(arms, interval, window, seed)
         self.decay = check_share("decay", decay)
@@ -442,8 +428,6 @@ class UCB(Bandit):
     Rewards are feedbacks, scaled to [0, 1] by the range of all of them so far, past ones included. What an arm has
     earned and how often it was pulled is discounted by `decay` each round. Other arguments and errors as for `Bandit`.
     """
-
-    STATE = (*Bandit.STATE, "totals", "pulls", "rounds", "worst", "best")
 
     def __init__(self, arms, decay=1.0, interval="auto", window=5, seed=0):
         super().__init__(arms, interval, window, seed)
@@ -510,8 +494,6 @@ class WUCB(UCB):
     Zeng, arXiv 2503.06101), with its c = 1. Other arguments and errors as for `Bandit`.
     """
 
-    STATE = (*UCB.STATE, "history")
-
     def __init__(self, arms, memory=50, interval="auto", window=5, seed=0):
         super().__init__(arms, 1.0, interval, window, seed)
         if memory < 1:
@@ -524,12 +506,10 @@ class WUCB(UCB):
 
     def learn(self, feedback):
         super().learn(feedback)
-        self.history.append([self.arm, feedback])
-        if len(self.history) > self.memory:
-            self.history.pop(0)
-            arms, feedbacks = zip(*self.history)
-            self.pulls = np.bincount(arms, minlength=len(self.arms)).astype(float)
-            self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
+        self.history = [*self.history, [self.arm, feedback]][-self.memory :]
+        arms, feedbacks = zip(*self.history)
+        self.pulls = np.bincount(arms, minlength=len(self.arms)).astype(float)
+        self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
 
 
 class Uniform(Bandit):
@@ -542,11 +522,7 @@ class Uniform(Bandit):
     def probabilities(self):
         return np.full(len(self.arms), 1 / len(self.arms))
 
-    def learn(self, feedback):
-        pass
 
-
-ArmSet = Literal["all5", "lowest3", "middle3", "highest3", "sparse3"]
 ARM_SETS = {  # the paper's subsets of its five Atari rates, as slices of five rates in ascending order
     "all5": slice(0, 5),
     "lowest3": slice(0, 3),
@@ -554,11 +530,10 @@ ARM_SETS = {  # the paper's subsets of its five Atari rates, as slices of five r
     "highest3": slice(2, 5),
     "sparse3": slice(0, 5, 2),
 }
+ArmSet = Literal[tuple(ARM_SETS)]
 
 BANDITS = {"drift": Drift, "lrrl": LRRL, "uniform": Uniform, "exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
-BanditName = Literal[
-    "drift", "lrrl", "uniform", "exp3", "moss", "ducb", "wucb"
-]  # tyro takes no Literal made from BANDITS
+BanditName = Literal[tuple(BANDITS)]
 
 
 def choose_arms(rates, lr_range, five):
@@ -593,6 +568,4 @@ def make_bandit(name, arms, **options):
     if name not in BANDITS:
         raise ValueError(f"there is no bandit {name!r}; there are {', '.join(BANDITS)}")
     accepted = inspect.signature(BANDITS[name]).parameters
-    return BANDITS[name](
-        arms, **{option: value for option, value in options.items() if option in accepted and value is not None}
-    )
+    return BANDITS[name](arms, **{n: x for n, x in options.items() if n in accepted and x is not None})

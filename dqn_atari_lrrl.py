@@ -26,7 +26,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
+from checkpoints import load_checkpoint
+from command_line import check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run
 
 gym.register_envs(ale_py)
 
@@ -173,9 +175,7 @@ def make_envs(args, num_envs, **options):
     games = [name for name, spec in specs.items() if spec.kwargs["frameskip"] in (1, 4)]
     if args.env_id not in games:
         nearest = difflib.get_close_matches(args.env_id, games, n=1, cutoff=0)[0]
-        reject(
-            f"--env-id {args.env_id}: must be an Atari game, <Game>NoFrameskip-v4 or ALE/<Game>-v5; nearest: {nearest}"
-        )
+        reject(f"--env-id {args.env_id}: must be <Game>NoFrameskip-v4 or ALE/<Game>-v5 of Atari; nearest: {nearest}")
     spec = specs[args.env_id].kwargs
     names = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
     options = {"noop_max": args.noop_max, "use_fire_reset": args.fire_reset, "reward_clipping": False} | options
@@ -391,13 +391,13 @@ def play_again(envs, plays):
                 envs.reset(seed=np.full(done.sum(), -1), options={"reset_mask": done})
 
 
-def record_game(args, path, seed, *actions):
+def record_game(args, folder, game, seed=None, *actions):
     """Play a game again, from its seed and actions, for a video: what the agent itself sees is small and grey."""
     if not actions:
         return
     envs = make_envs(args, 1, grayscale=False, stack_num=1, img_height=210, img_width=160)
-    path.parent.mkdir(exist_ok=True)
-    video = imageio_ffmpeg.write_frames(str(path), (160, 210), fps=15, macro_block_size=2)
+    (folder / "videos").mkdir(exist_ok=True)
+    video = imageio_ffmpeg.write_frames(str(folder / f"videos/game-{game}.mp4"), (160, 210), fps=15, macro_block_size=2)
     video.send(None)
     obs, _ = envs.reset(seed=np.array([seed]))
     for action in actions:
@@ -415,9 +415,8 @@ def main(argv=None):
         args.exploration_fraction = None
     check_meaning(args, given, "lr_control", OPTIONS_OF_CONTROLS)
     check_meaning(args, given, "bandit", {f"bandit_{x}": bandits_with(x) for x in ("step_size", "decay")})
-    check_meaning(
-        args, given, "optimizer", {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")}
-    )
+    of_optimizers = {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")}
+    check_meaning(args, given, "optimizer", of_optimizers)
     if {"learning_rates", "lr_range"} <= given:
         reject("--lr-range: takes the place of --learning-rates; give one of them")
     with reject_errors("--lr-range"):
@@ -431,12 +430,10 @@ def main(argv=None):
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "adam_eps", "bandit_step_size")
-    check(
-        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
-    )  # the rate is a float32
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr")  # of a float32
     check(args, "[0, 1]", "gamma", "start_e", "end_e", "eval_e")
     check(args, "(0, 1]", "bandit_decay", "exploration_fraction")
-    check(args, f"[{args.train_frequency}, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
+    check(args, f"[{args.train_frequency}, inf)", "bandit_interval")
     check(args, f"[{max(args.batch_size, args.num_envs * (args.update_horizon + 8))}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
@@ -460,14 +457,16 @@ def main(argv=None):
     optimizer = make_optimizer(args, q_network.parameters(), learning_rate)
     has_bandit = args.lr_control == "bandit"
     stretch_length = 2000 if args.bandit_interval == "auto" else args.bandit_interval
-    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-    options |= {"interval": args.bandit_interval, "seed": args.seed}
+    options = {n.removeprefix("bandit_"): x for n, x in vars(args).items() if n.startswith("bandit_")}
     with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
-        bandit = make_bandit(args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options)
+        bandit = make_bandit(
+            args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options, seed=args.seed
+        )
 
     on_gpu = device.type == "cuda"
     if args.buffer_device == "cuda" and not on_gpu:
         reject("--buffer-device cuda: needs a GPU")
+    journal_rows = args.buffer_size // args.num_envs  # of a game; not fewer: the run may get more timesteps
     args.buffer_size = min(args.buffer_size, args.total_timesteps)
     replay_device = device
     if on_gpu and args.buffer_device != "cuda":
@@ -511,11 +510,9 @@ def main(argv=None):
         credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
         run.log_round(global_step, get_rate(), *credit, rolled_back=reason)
 
-    with Run(
-        args, bandit.arms if has_bandit else None, device, (), checkpoint, replay_device=str(replay_device)
-    ) as run:
+    with Run(args, bandit.arms if has_bandit else None, device, (), checkpoint, replay_device=replay_device) as run:
         spare = 4 * (args.checkpoint_interval // args.num_envs + 1)
-        journal = run.open_journal(replay.SLOT, args.num_envs, replay.capacity, spare)
+        journal = run.open_journal(replay.SLOT, args.num_envs, journal_rows, spare)
         games = np.arange(args.num_envs)
         episode_returns, episode_steps = np.zeros(args.num_envs), np.zeros(args.num_envs, np.int64)
         lives, life_lost = np.zeros(args.num_envs, int), np.zeros(args.num_envs, bool)
@@ -524,18 +521,20 @@ def main(argv=None):
         losses, kept = None, None  # of the latest update; what a rollback goes back to
         plays, reseed = [], np.zeros(args.num_envs, bool)  # seeds and actions since; whose next game gets a seed
 
+        def generators():
+            on_gpus = torch.cuda.get_rng_state_all() if on_gpu else ()
+            return {"rng": rng.bit_generator.state, "torch_rng": [torch.get_rng_state(), *on_gpus]}
+
         def state():
             """All that the rest of the run depends on, between two timesteps."""
             return {
                 "networks": (q_network.state_dict(), target_network.state_dict()),
                 "optimizer": optimizer.state_dict(),
-                "learning_rate": learning_rate.item(),
                 "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
                 "bandit": bandit.state_dict(),
                 "kept": kept,
                 "replay_count": replay.count,
-                "rng": rng.bit_generator.state,
-                "torch_rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpu else ())],
+                **generators(),
                 "plays": [(seed, np.array(played, np.uint8)) for seed, played in plays],
                 "games": (obs, episode_returns, episode_steps, lives, life_lost, reseed),
                 "loop": (game, recording, losses, stretch_steps, stretch_reward, stretch_returns),
@@ -545,7 +544,7 @@ def main(argv=None):
             q_network.load_state_dict(checkpoint["networks"][0])
             target_network.load_state_dict(checkpoint["networks"][1])
             optimizer.load_state_dict(checkpoint["optimizer"])
-            optimizer.param_groups[0]["lr"] = learning_rate.fill_(checkpoint["learning_rate"])
+            optimizer.param_groups[0]["lr"] = learning_rate.copy_(optimizer.param_groups[0]["lr"])
             if scheduler:
                 scheduler.load_state_dict(checkpoint["schedule"][0])
                 scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
@@ -557,7 +556,7 @@ def main(argv=None):
             rng.bit_generator.state = checkpoint["rng"]
             torch.set_rng_state(checkpoint["torch_rng"][0])
             if on_gpu:
-                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1:])
+                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1 : torch.cuda.device_count() + 1])
             plays = [(seed, played.tolist()) for seed, played in checkpoint["plays"]]
             play_again(envs, plays)
             obs, episode_returns, episode_steps, lives, life_lost, reseed = (x.numpy() for x in checkpoint["games"])
@@ -568,25 +567,18 @@ def main(argv=None):
             plays, lives = [(int(seed), []) for seed in seeds], info["lives"]
             recording = [int(seeds[0])] if args.capture_video else []
         replay.journal = run.write_journal if journal else None
-        run.on_exit.callback(
-            lambda: recording and record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
-        )
+        run.on_exit.callback(lambda: record_game(args, run.folder, game, *recording))
 
         for global_step in range(run.global_step + args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
 
             # ACT
-            before = rng.bit_generator.state, torch.get_rng_state()
+            undrawn = generators()
             actions = act(q_network, args, obs, get_epsilon(args, global_step), rng)
             if args.fire_reset and has_fire:
                 actions[life_lost] = 1
-            try:
+            with run.saving(lambda step=previous_step, undrawn=undrawn: run.snapshot(step, state() | undrawn)):
                 next_obs, rewards, terminations, truncations, info = envs.step(actions)
-            except Exception:
-                if args.checkpoint_interval:
-                    undrawn = {"rng": before[0], "torch_rng": [before[1], *state()["torch_rng"][1:]]}
-                    run.save_checkpoint(run.snapshot(previous_step, state() | undrawn))
-                raise
             clipped_rewards = rewards.clip(-1, 1)
             life_lost, lives = info["lives"] < lives, info["lives"]
             done = terminations | truncations
@@ -611,8 +603,7 @@ def main(argv=None):
                 # a checkpoint gets one, so that a resumed run need not play those before it again.
                 seeded = done & reseed
                 if done[0] and args.capture_video:
-                    if recording:
-                        record_game(args, run.folder / f"videos/game-{game}.mp4", *recording)
+                    record_game(args, run.folder, game, *recording)
                     game, recording = game + 1, []
                     seeded[0] |= capped_cubic_video_schedule(game - 1)
                 seeds = np.full(args.num_envs, -1)
@@ -665,9 +656,7 @@ def main(argv=None):
                     run.log_scalars(scalars | {"charts/epsilon": get_epsilon(args, global_step)}, global_step)
                     if not math.isfinite(loss):
                         if not (args.rollback and has_bandit):
-                            raise FloatingPointError(
-                                f"learning rate {get_rate():g} has led to a loss that is not finite"
-                            )
+                            raise FloatingPointError(f"learning rate {get_rate():g} has led to an infinite loss")
                         undo_round("the loss is not finite")
                         num_updates = 0  # before the next one, an arm is drawn
                 run.progress(global_step, get_rate() if losses is not None else None)

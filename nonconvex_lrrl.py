@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ArmSet, choose_arms, make_bandit
-from tracking import check, parse_args, reject, reject_errors
+from command_line import check, parse_args, reject, reject_errors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -22,7 +22,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
+from checkpoints import load_checkpoint
+from command_line import check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -158,23 +160,14 @@ def make_env(args, render=False):
 class RunningMeanStd:
     """Welford's running mean and standard deviation of floats or arrays; gymnasium's takes 18 µs, a tenth of a step."""
 
-    def __init__(self, zero=0.0):
-        self.count = 0
-        self.mean = zero
-        self.squares = zero  # the sum of squared differences from the mean
+    def __init__(self, count=0, mean=0.0, squares=0.0):
+        self.count, self.mean, self.squares = count, mean, squares  # of squared differences from the mean, the sum
 
     def update(self, x):
         self.count += 1
         delta = x - self.mean
         self.mean = self.mean + delta / self.count
         self.squares = self.squares + delta * (x - self.mean)
-
-    @classmethod
-    def restored(cls, values):
-        """From a checkpoint's `values`, which were its attributes."""
-        stats = cls()
-        vars(stats).update((name, x.numpy() if torch.is_tensor(x) else x) for name, x in values.items())
-        return stats
 
     @property
     def std(self):
@@ -320,17 +313,13 @@ def main(argv=None):
     with reject_errors("--lr-range"):
         args.learning_rates = choose_arms(args.learning_rates, args.lr_range, Args.learning_rates)
     check(args, "[0, 4294967295]", "seed", "eval_episodes")
-    check(args, "[0, inf)", "ent_coef", "vf_coef", "checkpoint_interval")
-    check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs")
-    check(args, "[1, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
+    check(args, "[0, inf)", "ent_coef", "vf_coef", "checkpoint_interval", "lr_decay_rate")
+    check(args, "[1, inf)", "num_envs", "num_steps", "num_minibatches", "update_epochs", "bandit_interval")
     check(args, "[2, inf)", "bandit_window")
-    check(args, "[0, inf)", "lr_decay_rate")
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "target_kl", "clip_coef", "max_grad_norm", "bandit_step_size")
-    check(
-        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
-    )  # the rate is a float32
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr")  # of a float32
     check(args, "[1e-06, 0.01]", *({"learning_rate"} if args.lr_control == "kl" else ()))
     check(args, "[0, 1]", "gamma", "gae_lambda")
     check(args, "(0, 1]", "bandit_decay")
@@ -360,10 +349,11 @@ def main(argv=None):
     learning_rate = torch.tensor(scheduler.get_last_lr()[0] if scheduler else args.learning_rate, device=device)
     optimizer = make_optimizer(args, [parameters], learning_rate)
     has_bandit = args.lr_control == "bandit"
-    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-    options |= {"interval": args.bandit_interval, "seed": args.seed}
+    options = {n.removeprefix("bandit_"): x for n, x in vars(args).items() if n.startswith("bandit_")}
     with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
-        bandit = make_bandit(args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options)
+        bandit = make_bandit(
+            args.bandit, args.learning_rates if has_bandit else [args.learning_rate], **options, seed=args.seed
+        )
     loss_function = ppo_loss
     if args.compile:
         loss_function = torch.compile(ppo_loss, mode="reduce-overhead" if device.type == "cuda" else "default")
@@ -374,7 +364,7 @@ def main(argv=None):
     next_observations = np.zeros_like(observations)
     actions = np.zeros((*shape, low.size), np.float32)
     rewards, terminations, truncations = (np.zeros(shape, dtype) for dtype in (np.float32, bool, bool))
-    obs_stats, return_stats = RunningMeanStd(np.zeros(obs_size)), RunningMeanStd()
+    obs_stats, return_stats = RunningMeanStd(mean=np.zeros(obs_size)), RunningMeanStd()
 
     def to_device(array):
         return torch.from_numpy(array.reshape(batch_size, *array.shape[2:])).to(device)
@@ -400,9 +390,16 @@ def main(argv=None):
         credit = (bandit.performance, bandit.arm, bandit.drawn_from, bandit.fail())
         run.log_round(global_step, rate, *credit, rolled_back=reason)
 
+    def end_iteration():
+        run.progress(global_step, rate)
+        if run.wants_checkpoint(global_step):
+            run.save_checkpoint(run.snapshot(global_step, state()))
+
     with Run(args, bandit.arms if has_bandit else None, device, checkpoint=checkpoint) as run:
         if args.capture_video:
-            envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
+            prefix = f"rl-video-from-{run.global_step}" if checkpoint else "rl-video"
+            video = gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos"), name_prefix=prefix)
+            envs[0] = run.on_exit.enter_context(video)
         global_step, rate, kept = 0, None, None
         episodes = [None] * args.num_envs  # those that are running: seed, actions
         discounted_returns = [0.0] * args.num_envs  # of the running episodes; their deviation scales the rewards
@@ -413,36 +410,31 @@ def main(argv=None):
             return {
                 "parameters": parameters.data,
                 "optimizer": optimizer.state_dict(),
-                "learning_rate": learning_rate.item(),
                 "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
                 "bandit": bandit.state_dict(),
-                "statistics": (vars(obs_stats).copy(), vars(return_stats).copy()),
-                "kept": kept and (kept[0], [vars(statistics).copy() for statistics in kept[1]]),
+                "statistics": (vars(obs_stats), vars(return_stats)),
+                "kept": kept and (kept[0], [vars(statistics) for statistics in kept[1]]),
                 "rng": rng.bit_generator.state,
                 "episodes": [(seed, np.array(played)) for seed, played in episodes],
-                "loop": (
-                    obs.copy(),
-                    discounted_returns.copy(),
-                    rate,
-                    stretch_timesteps,
-                    stretch_reward,
-                    stretch_returns,
-                ),
+                "loop": (obs.copy(), discounted_returns, rate, stretch_timesteps, stretch_reward, stretch_returns),
             }
+
+        def restored(values):
+            return RunningMeanStd(**{name: x.numpy() if torch.is_tensor(x) else x for name, x in values.items()})
 
         if checkpoint:
             global_step = checkpoint["run"]["global_step"]
             parameters.data.copy_(checkpoint["parameters"])
             optimizer.load_state_dict(checkpoint["optimizer"])
-            optimizer.param_groups[0]["lr"] = learning_rate.fill_(checkpoint["learning_rate"])
+            optimizer.param_groups[0]["lr"] = learning_rate.copy_(optimizer.param_groups[0]["lr"])
             if scheduler:
                 scheduler.load_state_dict(checkpoint["schedule"][0])
                 scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
             bandit.load_state_dict(checkpoint["bandit"])
-            obs_stats, return_stats = (RunningMeanStd.restored(values) for values in checkpoint["statistics"])
+            obs_stats, return_stats = (restored(values) for values in checkpoint["statistics"])
             if checkpoint["kept"]:
                 tensors, statistics = checkpoint["kept"]
-                kept = tensors, [RunningMeanStd.restored(values) for values in statistics]
+                kept = tensors, [restored(values) for values in statistics]
             rng.bit_generator.state = checkpoint["rng"]
             for i, (seed, played) in enumerate(checkpoint["episodes"]):
                 episodes[i] = seed, list(played.numpy())
@@ -462,31 +454,27 @@ def main(argv=None):
             policy = agent.numpy_policy()
             noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
             rollout_reward, rollout_returns = 0.0, []
-            for step in range(args.num_steps):
-                global_step += args.num_envs
-                observations[step] = obs
-                actions[step] = policy(obs) + noise[step]
-                for i, env in enumerate(envs):
-                    action = actions[step, i].reshape(low.shape).clip(low, high)
-                    try:
+            with run.saving(lambda before=before: before):  # if an environment fails
+                for step in range(args.num_steps):
+                    global_step += args.num_envs
+                    observations[step] = obs
+                    actions[step] = policy(obs) + noise[step]
+                    for i, env in enumerate(envs):
+                        action = actions[step, i].reshape(low.shape).clip(low, high)
                         raw_obs, reward, terminated, truncated, info = env.step(action)
-                    except Exception:
-                        if before:
-                            run.save_checkpoint(before)
-                        raise
-                    episodes[i][1].append(action)
-                    obs_stats.update(raw_obs)
-                    next_obs[i] = obs[i] = obs_stats.normalize(raw_obs)
-                    discounted_returns[i] = args.gamma * discounted_returns[i] + reward
-                    return_stats.update(discounted_returns[i])
-                    rewards[step, i] = min(max(reward / return_stats.std, -10), 10)
-                    terminations[step, i], truncations[step, i] = terminated, truncated
-                    rollout_reward += float(reward)
-                    if terminated or truncated:
-                        rollout_returns.append(float(info["episode"]["r"]))
-                        run.log_episode(global_step, rollout_returns[-1], info["episode"]["l"])
-                        discounted_returns[i], obs[i] = 0.0, reset(i)
-                next_observations[step] = next_obs
+                        episodes[i][1].append(action)
+                        obs_stats.update(raw_obs)
+                        next_obs[i] = obs[i] = obs_stats.normalize(raw_obs)
+                        discounted_returns[i] = args.gamma * discounted_returns[i] + float(reward)
+                        return_stats.update(discounted_returns[i])
+                        rewards[step, i] = min(max(reward / return_stats.std, -10), 10)
+                        terminations[step, i], truncations[step, i] = terminated, truncated
+                        rollout_reward += float(reward)
+                        if terminated or truncated:
+                            rollout_returns.append(float(info["episode"]["r"]))
+                            run.log_episode(global_step, rollout_returns[-1], info["episode"]["l"])
+                            discounted_returns[i], obs[i] = 0.0, reset(i)
+                    next_observations[step] = next_obs
             if not (math.isfinite(rollout_reward) and np.isfinite(next_observations).all()):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
 
@@ -503,6 +491,7 @@ def main(argv=None):
                 stretch_timesteps, stretch_reward, stretch_returns = 0, 0.0, []
             if args.rollback and has_bandit and bandit.has_collapsed:
                 undo_round("performance has collapsed")
+                end_iteration()
                 continue  # this rollout is that of a policy given up; the next one shows where the agent starts from
             if bandit.round_is_over:
                 performance, arm, probabilities = bandit.performance, bandit.arm, bandit.drawn_from
@@ -514,6 +503,7 @@ def main(argv=None):
                 kept = [tensor.clone() for tensor in tensors], statistics
                 if has_bandit:
                     learning_rate.fill_(bandit.learning_rate)
+                stretch_timesteps, stretch_reward, stretch_returns = 0, 0.0, []
             rate = float(f"{learning_rate.item():.7g}")  # float32 has no more digits
 
             # CALCULATE ADVANTAGES
@@ -566,14 +556,11 @@ def main(argv=None):
                 "losses/explained_variance": 1 - (batch_returns - batch_values).var() / batch_returns.var(),
             }
             run.log_scalars({name: value.item() for name, value in losses.items()}, global_step)
-            run.progress(global_step, rate)
             if not torch.isfinite(parameters).all():
-                if args.rollback and has_bandit:
-                    undo_round("parameters are not finite")
-                    continue
-                raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
-            if run.wants_checkpoint(global_step):
-                run.save_checkpoint(run.snapshot(global_step, state()))
+                if not (args.rollback and has_bandit):
+                    raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
+                undo_round("parameters are not finite")
+            end_iteration()
 
         if args.save_model:
             statistics = {"obs_mean": torch.tensor(obs_stats.mean), "obs_std": torch.tensor(obs_stats.std)}

@@ -22,7 +22,8 @@ import tyro
 from rliable import library, metrics
 from scipy.stats import ttest_rel
 
-from tracking import parse_args, read_csv, reject
+from command_line import parse_args, reject
+from tracking import read_csv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

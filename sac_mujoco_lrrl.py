@@ -24,7 +24,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR,
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bandits import ArmSet, BanditName, bandits_with, choose_arms, make_bandit
-from tracking import Run, check, check_meaning, given_options, load_checkpoint, parse_args, reject, reject_errors
+from checkpoints import load_checkpoint
+from command_line import check, check_meaning, given_options, parse_args, reject, reject_errors
+from tracking import Run
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -167,13 +169,8 @@ class Actor(nn.Module):
 
     def __init__(self, obs_size, low, high):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(obs_size, 256),
-            nn.ReLU(inplace=True),
-            nn.Linear(256, 256),
-            nn.ReLU(inplace=True),
-            nn.Linear(256, 2 * low.size),
-        )
+        hidden = [nn.Linear(obs_size, 256), nn.ReLU(inplace=True), nn.Linear(256, 256), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*hidden, nn.Linear(256, 2 * low.size))
         self.register_buffer("scale", torch.tensor((high - low) / 2, dtype=torch.float32))
         self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
 
@@ -341,12 +338,10 @@ def main(argv=None):
     check(args, "[0, 1)", "momentum")
     check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
     check(args, "(0, inf)", "cyclic_half_period", "policy_lr_ratio", "alpha_lr_ratio", "alpha", "bandit_step_size")
-    check(
-        args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr"
-    )  # the rate is a float32
+    check(args, "[1e-37, 1e+37]", "learning_rate", "learning_rates", "lr_range", "cyclic_base_lr")  # of a float32
     check(args, "[0, 1]", "gamma")
     check(args, "(0, 1]", "tau", "bandit_decay")
-    check(args, f"[{args.num_envs}, inf)", *({"bandit_interval"} if args.bandit_interval != "auto" else ()))
+    check(args, f"[{args.num_envs}, inf)", "bandit_interval")
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
     check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})
@@ -377,8 +372,7 @@ def main(argv=None):
     actor_optimizer = make_optimizer(args, actor_groups, actor_lr)
     scheduler = make_scheduler(args, args.total_timesteps // args.num_envs)
     stretch_length = 1000 if args.bandit_interval == "auto" else args.bandit_interval
-    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
-    options |= {"interval": args.bandit_interval}
+    options = {n.removeprefix("bandit_"): x for n, x in vars(args).items() if n.startswith("bandit_")}
     bandits = {}
     with reject_errors("--learning-rates"):  # without a bandit, a one-armed one keeps the rounds
         for i, controller in enumerate(CONTROLLERS[scope or "joint"]):
@@ -457,28 +451,32 @@ def main(argv=None):
 
     with Run(args, args.learning_rates if scope else None, device, tuple(bandits), checkpoint) as run:
         if args.capture_video:
-            envs[0] = run.on_exit.enter_context(gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos")))
-        row_type, spare = (np.float32, replay.rows.shape[1]), 2 * args.checkpoint_interval + args.num_envs
-        journal = run.open_journal(row_type, 1, len(replay.rows), spare)
+            prefix = f"rl-video-from-{run.global_step}" if checkpoint else "rl-video"
+            video = gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos"), name_prefix=prefix)
+            envs[0] = run.on_exit.enter_context(video)
+        row_type, spare = (np.float32, replay.rows.shape[1]), 2 * (args.checkpoint_interval + args.num_envs)
+        journal = run.open_journal(row_type, 1, args.buffer_size, spare)  # not fewer: the run may get more timesteps
         episodes = [None] * args.num_envs  # those that are running: seed, actions
         rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
         stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandits' last observation
         losses, kept = {}, None  # of the latest updates; what a rollback goes back to
         networks = {"actor": actor, "critics": critics, "target_critics": target_critics}
-        rates, optimizers = (critic_lr, actor_lr, alpha_lr), (critic_optimizer, actor_optimizer)
+        optimizers = (critic_optimizer, actor_optimizer)
+
+        def generators():
+            on_gpus = torch.cuda.get_rng_state_all() if on_gpu else ()
+            return {"rng": rng.bit_generator.state, "torch_rng": [torch.get_rng_state(), *on_gpus]}
 
         def state():
             """All that the rest of the run depends on, between two timesteps."""
             return {name: network.state_dict() for name, network in networks.items()} | {
                 "log_alpha": log_alpha.data,
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "rates": [rate.item() for rate in rates],
                 "schedule": scheduler and (scheduler.state_dict(), scheduler.get_last_lr()[0]),
                 "bandits": {controller: bandit.state_dict() for controller, bandit in bandits.items()},
                 "kept": kept,
                 "replay_count": replay.count,
-                "rng": rng.bit_generator.state,
-                "torch_rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpu else ())],
+                **generators(),
                 "episodes": [(seed, np.array(played)) for seed, played in episodes],
                 "loop": (obs, losses, stretch_steps, stretch_reward, stretch_returns),
             }
@@ -489,11 +487,9 @@ def main(argv=None):
             log_alpha.data.copy_(checkpoint["log_alpha"])
             for optimizer, values in zip(optimizers, checkpoint["optimizers"]):
                 optimizer.load_state_dict(values)
-            for rate, value in zip(rates, checkpoint["rates"]):
-                rate.fill_(value)
             groups = critic_optimizer.param_groups + actor_optimizer.param_groups
-            for group, rate in zip(groups, rates):
-                group["lr"] = rate
+            for group, rate in zip(groups, (critic_lr, actor_lr, alpha_lr)):
+                group["lr"] = rate.copy_(group["lr"])
             if scheduler:
                 scheduler.load_state_dict(checkpoint["schedule"][0])
                 scheduler.optimizer.param_groups[0]["lr"] = checkpoint["schedule"][1]
@@ -505,7 +501,7 @@ def main(argv=None):
             rng.bit_generator.state = checkpoint["rng"]
             torch.set_rng_state(checkpoint["torch_rng"][0])
             if on_gpu:
-                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1:])
+                torch.cuda.set_rng_state_all(checkpoint["torch_rng"][1 : torch.cuda.device_count() + 1])
             for i, (seed, played) in enumerate(checkpoint["episodes"]):
                 episodes[i] = seed, list(played.numpy())
                 envs[i].reset(seed=seed)
@@ -521,7 +517,7 @@ def main(argv=None):
             previous_step = global_step - args.num_envs
 
             # ACT
-            before = rng.bit_generator.state, torch.get_rng_state()
+            undrawn = generators()
             if global_step <= args.learning_starts:
                 actions = rng.uniform(low, high, (args.num_envs, action_size)).astype(np.float32)
             else:
@@ -537,13 +533,8 @@ def main(argv=None):
             # STORE
             step_reward, step_returns, ended = 0.0, [], []
             env_actions = actions.clip(low, high).reshape(-1, *action_shape)  # rounding may have left the box
-            try:
+            with run.saving(lambda step=previous_step, undrawn=undrawn: run.snapshot(step, state() | undrawn)):
                 results = [env.step(action) for env, action in zip(envs, env_actions)]
-            except Exception:
-                if args.checkpoint_interval:
-                    undrawn = {"rng": before[0], "torch_rng": [before[1], *state()["torch_rng"][1:]]}
-                    run.save_checkpoint(run.snapshot(previous_step, state() | undrawn))
-                raise
             for i, (raw_obs, reward, terminated, truncated, info) in enumerate(results):
                 episodes[i][1].append(env_actions[i])
                 next_obs[i], terminations[i] = raw_obs, terminated

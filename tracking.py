@@ -1,30 +1,22 @@
-"""What surrounds a training run and is no algorithm: command line, run folder, W&B, progress, figure, signals.
+"""What surrounds a training loop and is no algorithm: run folder, logs, W&B, progress, figure, checkpoints, signals.
 
-A training script uses it like this:
-
-    args = parse_args(Args)                           # a wrong value ends here: one line, exit code 2
-    check(args, "[1, inf)", "num_envs", "num_steps")  # and here
-    with Run(args, arms, device) as run:              # makes the run folder
+    with Run(args, arms, device) as run:       # makes the run folder
         run.log_episode(...); run.log_round(...); run.log_scalars(...); run.progress(...)
-        if run.wants_checkpoint(global_step):         # between two steps of the loop
+        if run.wants_checkpoint(global_step):  # between two steps of the loop
             run.save_checkpoint(run.snapshot(global_step, state))  # a dict of plain values and tensors
 
 CSV rows are on disk at once, `summary.json` every few seconds. However a run ends, short of a kill, `summary.json` and
 `curves.png` are brought up to date, and the exit code tells: 0 finished, 130 Ctrl-C, 143 SIGTERM, 3 diverged (a
-FloatingPointError), 1 any other error. With `--resume`, the options are those of the run folder, `load_checkpoint`
-gives the state back, and the rows that were written after it are cut off.
+FloatingPointError), 1 any other error. In a run that is resumed, the rows that came after the checkpoint are cut off.
 """
 
 import contextlib
 import csv
-import errno
-import io
 import itertools
 import json
 import math
 import os
 import platform
-import re
 import resource
 import secrets
 import signal
@@ -32,177 +24,20 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from checkpoints import Journal, identity, lock, to_plain, write_checkpoint
+from command_line import reject
+
 PROGRESS_SECONDS = 5  # between updates of summary.json, and between progress lines where there is no terminal
-MAY_CHANGE = {  # options that may be others when a run is resumed: no step depends on them
-    *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
-}
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "tyro", "wandb", "tensorboard")
-
-
-def reject(message):
-    """End the program for bad input: one line on standard error, exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def reject_errors(option):
-    """`reject` with the message of whatever error the block raises; warnings stay off the screen."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except Exception as error:
-        reject(f"{option}: {error}")
-
-
-def check(args, interval, *names):
-    """`reject` the first of the named arguments (or of their items) outside `interval`, like "(0, 1]"; None passes."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    for name in names:
-        values = getattr(args, name)
-        for x in values if isinstance(values, tuple) else (values,):
-            if x is not None and not (
-                low < x < high or (x == low and interval[0] == "[") or (x == high and interval[-1] == "]")
-            ):
-                reject(f"--{name.replace('_', '-')} {x}: must be in {interval}")
-
-
-def parse_args(args_class, argv=None, presets=None):
-    """`tyro.cli(args_class)`, its boxed error messages brought down to one line.
-
-    `presets`, {name: {argument: value}}, have other defaults in store for whoever gives that name as --preset.
-    With --resume, options that are not given are those of the run that is resumed. `command_line`, beside the fields of
-    `args_class`, is the list of words that all of them came from.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse_words(args_class, argv, presets)
-    args.command_line = argv
-    if getattr(args, "resume", None):
-        args = merge_with_resumed(args_class, args, presets)
-    return args
-
-
-def parse_words(args_class, argv, presets=None):
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            args = tyro.cli(args_class, args=argv)
-            if presets and args.preset in presets:
-                args = tyro.cli(args_class, args=argv, default=args_class(**presets[args.preset]))
-        return args
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-    text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", captured.getvalue())  # without colours and boxes
-    _title, body = text.split("\n", 1)
-    message, *details = filter(str.strip, re.split(r"[─-]{4,}\s*\n", body))  # a terminal without UTF-8 gets hyphens
-    usage = re.search(r"^\s*(--.*?)\s*$", "".join(details), re.MULTILINE)
-    reject(message.strip() + (f"; usage: {usage[1]}" if usage else ""))
-
-
-def merge_with_resumed(args_class, args, presets=None):
-    """The arguments of the run in the folder `args.resume`, with what `args` may change of them; else `reject`."""
-    try:
-        command_line = json.loads(Path(args.resume, "config.json").read_text())["command_line"]
-    except (OSError, ValueError, KeyError, TypeError):
-        reject(f"--resume {args.resume}: must be a run folder, but holds no config.json of a run")
-    resumed = parse_words(args_class, command_line, presets)
-    merged = parse_words(args_class, command_line + args.command_line, presets)
-    for name, value in vars(merged).items():
-        before = getattr(resumed, name)
-        if value == before or name in MAY_CHANGE:
-            continue
-        if name != "total_timesteps":
-            reason = "and must keep it"
-        elif merged.lr_control in ("linear", "cosine") or getattr(merged, "exploration_fraction", None):
-            reason = "which is where a schedule ends"
-        elif value < before:
-            reason = "and can only get more"
-        else:
-            continue
-        reject(f"--{name.replace('_', '-')} {value}: the run that is resumed has {before}, {reason}")
-    merged.run_dir = str(Path(args.resume).parent)
-    merged.command_line = command_line + args.command_line
-    return merged
-
-
-def load_checkpoint(args, *files):
-    """The state that `Run.save_checkpoint` wrote into the folder `args.resume`; None without one.
-
-    `files` are others that the run cannot go on without.
-
-    Where checkpoint.pt cannot be read, this is the one before, and a line on standard error says so. Neither can run
-    code.
-    """
-    if not args.resume:
-        return None
-    for name in files:
-        if not Path(args.resume, name).exists():
-            reject(f"--resume {args.resume}: holds no {name}; that is deleted when a run has finished")
-    problems = []
-    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
-        try:
-            state = torch.load(Path(args.resume, name), map_location="cpu", weights_only=True)
-            if state["run"]["identity"] != identity(args):
-                raise ValueError(f"it belongs to {state['run']['identity']}")
-            for table, size in state["run"]["sizes"].items():
-                if Path(args.resume, table).stat().st_size < size:
-                    raise ValueError(f"{table} has lost rows since")
-        except Exception as error:  # a torn or foreign file can raise nearly anything
-            reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
-            problems.append(f"{name} cannot be used ({reason})")
-            continue
-        if problems:
-            print(f"--resume: {problems[0]}; going on from {name}", file=sys.stderr)
-        return state
-    reject(f"--resume {args.resume}: {'; '.join(problems)}")
-
-
-def to_plain(x):
-    """`x` with tensors for its NumPy arrays and Python's numbers for NumPy's: what `weights_only=True` lets in."""
-    if isinstance(x, dict):
-        return {key: to_plain(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [to_plain(value) for value in x]
-    if isinstance(x, np.ndarray):
-        return torch.from_numpy(x)
-    return x.item() if isinstance(x, np.generic) else x
-
-
-def identity(args):
-    """What a checkpoint and a run must have in common, as text."""
-    return f"{args.env_id}, {args.exp_name}, seed {args.seed}"
-
-
-def given_options(argv=None):
-    """Names of the options on the command line, as arguments: {"env_id", …}; --no-cuda counts as "cuda"."""
-    argv = sys.argv[1:] if argv is None else argv
-    words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    return {word.removeprefix("no_") for word in words}
-
-
-def check_meaning(args, given, choice, meanings):
-    """`reject` the first given option without a meaning; `meanings`: {option: values of `choice` that it goes with}."""
-    value = getattr(args, choice)
-    for option in sorted(given & meanings.keys()):
-        if value not in meanings[option]:
-            option, choice, values = (
-                option.replace("_", "-"),
-                choice.replace("_", "-"),
-                " or ".join(map(str, meanings[option])),
-            )
-            reject(f"--{option}: has no meaning with --{choice} {value}; it needs --{choice} {values}")
 
 
 def entropy(probabilities):
@@ -307,48 +142,6 @@ def plot_curves(folder):
     plt.close(figure)
 
 
-class Journal:
-    """The newest rows of a replay memory, written through to a file from which a resumed run reads them back.
-
-    So a checkpoint need not copy them. The file has room for more rows than the memory, so that those that belong to a
-    checkpoint are still there when newer ones have been written after it.
-
-    Args:
-        path: of the file.
-        dtype: of a row, a NumPy type.
-        rings: rings in the memory.
-        capacity: rows of a ring that the memory holds.
-        spare: rows that a ring may get between a checkpoint and the one after the next.
-    """
-
-    def __init__(self, path, dtype, rings, capacity, spare):
-        self.dtype, self.capacity, self.length = np.dtype(dtype), capacity, capacity + spare
-        self.path, self.shape = path, (rings, self.length)
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def write(self, ring, index, row):
-        """Write `row`, the `index`-th that its ring gets.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        place = ring * self.length + index % self.length
-        if os.pwrite(self.file, row.tobytes(), place * self.dtype.itemsize) < self.dtype.itemsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def read(self, ring, count):
-        """The newest rows, at most `capacity`, of a ring that has got `count`: pairs of an index and rows."""
-        os.truncate(self.path, max(os.fstat(self.file).st_size, math.prod(self.shape) * self.dtype.itemsize))
-        rows = np.memmap(self.path, self.dtype, "r", shape=self.shape)
-        for index in range(max(count - self.capacity, 0), count, 1000):  # so many that they fit into memory twice
-            yield index, rows[ring, np.arange(index, min(index + 1000, count)) % self.length]
-
-    def close(self, keep):
-        os.close(self.file)
-        if not keep:
-            Path(self.path).unlink(missing_ok=True)
-
-
 class Run:
     """One training run: its folder, its logs, its end. A context manager around the training loop.
 
@@ -371,7 +164,7 @@ class Run:
         self.recent_arms = {controller: deque(maxlen=20) for controller in self.rounds}
         self.summary = {"rollbacks": 0 if arms else None}  # what is added to summary.json
         self.clock, self.now, self.next_update = None, None, 0.0
-        self.bar = self.wandb = None
+        self.bar = self.wandb = self.writer = None
         self.on_exit = contextlib.ExitStack()  # for what a script must close, however the run ends
         self.signal = None  # one that has asked the run to stop after a checkpoint
         self.problems = {}  # files that could not be written: why
@@ -383,6 +176,7 @@ class Run:
             self._restore()
         self.last_checkpoint = self.global_step
         self.folder = Path(args.resume) if args.resume else self._make_folder()
+        self.lock = lock(self.folder)
 
     def _make_folder(self):
         name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}".replace("/", "-")
@@ -398,10 +192,19 @@ class Run:
 
     def _state(self):
         """What goes into a checkpoint of this."""
-        names = ("episodes", "pulls", "summary", "rounds", "wandb_id")
-        sizes = {name: os.fstat(file.fileno()).st_size for name, (file, _) in self.tables.items()}
-        state = {name: getattr(self, name) for name in names} | {"sizes": sizes, "identity": identity(self.args)}
-        return state | {"recent_arms": {controller: list(arms) for controller, arms in self.recent_arms.items()}}
+        with self._may_fail("checkpoint.pt"):
+            for file, _ in self.tables.values():
+                file.flush()  # or a row that met a full disk would be counted by half
+        files = {name: file.fileno() for name, (file, _) in self.tables.items()}
+        files |= {"replay.bin": self.journal.file} if self.journal else {}
+        state = {name: getattr(self, name) for name in ("pulls", "summary", "rounds", "wandb_id")} | {
+            "episodes": len(self.episodes),  # which only get more: `save_checkpoint` copies them
+            "recent_arms": {controller: list(arms) for controller, arms in self.recent_arms.items()},
+            "sizes": {name: os.fstat(file).st_size for name, file in files.items()},
+            "identity": identity(self.args),
+            "threads": torch.get_num_threads(),
+        }
+        return state
 
     def _restore(self):
         for name in ("global_step", "episodes", "pulls", "summary", "rounds", "wandb_id"):
@@ -429,28 +232,29 @@ class Run:
             SystemExit: a signal has asked for it.
         """
         self.last_checkpoint = checkpoint["run"]["global_step"]
-        path, previous, new = (self.folder / f"checkpoint{suffix}.pt" for suffix in ("", ".prev", ".new"))
-        with self._may_fail("checkpoint.pt"):
-            for file in (*(table.fileno() for table, _ in self.tables.values()), self.journal and self.journal.file):
-                if file is not None:
-                    os.fsync(file)  # what a checkpoint relies on must outlast a power cut, too
-            try:
-                with open(new, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except BaseException:
-                new.unlink(missing_ok=True)  # a torn one would only take room
-                raise
-            if path.exists():
-                previous.unlink(missing_ok=True)
-                previous.hardlink_to(path)
-            new.replace(path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        if "checkpoint.pt" not in self.problems:
+            with self._may_fail("checkpoint.pt"):
+                for file in (
+                    *(table.fileno() for table, _ in self.tables.values()),
+                    self.journal and self.journal.file,
+                ):
+                    if file is not None:
+                        os.fsync(file)  # what a checkpoint relies on must outlast a power cut, too
+                episodes = self.episodes[: checkpoint["run"]["episodes"]]
+                checkpoint = checkpoint | {"run": checkpoint["run"] | {"episodes": episodes}}
+                write_checkpoint(self.folder, self.lock, checkpoint)
         if self.signal:
             raise SystemExit(128 + self.signal)
+
+    @contextlib.contextmanager
+    def saving(self, snapshot):
+        """If the block raises, `save_checkpoint` what the function `snapshot` returns, if there are checkpoints."""
+        try:
+            yield
+        except Exception:
+            if self.args.checkpoint_interval:
+                self.save_checkpoint(snapshot())
+            raise
 
     def open_journal(self, dtype, rings, capacity, spare):
         """With checkpoints, keep a `Journal` of the replay memory, which belongs to them; returns it, or None."""
@@ -476,7 +280,8 @@ class Run:
 
     def __enter__(self):
         def stop(signum, frame):
-            if self.signal or not self.args.checkpoint_interval or "checkpoint.pt" in self.problems:
+            at_the_end = self.global_step >= self.args.total_timesteps  # no step will follow
+            if self.signal or at_the_end or not self.args.checkpoint_interval or "checkpoint.pt" in self.problems:
                 raise SystemExit(128 + signum)
             self.signal = signum  # the script saves a checkpoint first, at the end of its step
 
@@ -497,16 +302,21 @@ class Run:
         versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
         self.config = vars(self.args) | self.derived | {"versions": versions, "device": str(self.device)}
         self.config["git_commit"] = git_commit()
+        if self.resumed:
+            begun_by = json.loads((self.folder / "config.json").read_text())["git_commit"]
+            if begun_by != self.config["git_commit"]:
+                print(f"--resume: begun by commit {begun_by}, this is {self.config['git_commit']}", file=sys.stderr)
         self._write_json("config.json", self.config)
         columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
         columns[2:2] = ["controller"] if self.controllers else []
         self._open_csv("rounds.csv", columns + [f"p_{arm}" for arm in range(len(self.arms or ()))])
         self._open_csv("episodes.csv", ["global_step", "episodic_return", "episodic_length"])
         self._write_summary("running")
-        self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1 if self.resumed else None)
-        if not self.resumed:
-            table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
-            self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        with self._may_fail("TensorBoard's events"):
+            self.writer = SummaryWriter(self.folder, purge_step=self.global_step + 1 if self.resumed else None)
+            if not self.resumed:
+                table = "".join(f"|{name}|{value}|\n" for name, value in self.config.items())
+                self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         if self.args.track:
             self._start_wandb()
         if self.args.cuda and str(self.device) == "cpu":
@@ -519,7 +329,7 @@ class Run:
     def _write_json(self, name, content):
         with self._may_fail(name):
             new = self.folder / f"{name}.new"
-            new.write_text(json.dumps(content, indent=2) + "\n")
+            new.write_text(json.dumps(content, indent=2, default=str) + "\n")
             new.replace(self.folder / name)  # at once: a kill leaves the old file or the new one
 
     def _open_csv(self, name, columns):
@@ -569,6 +379,7 @@ class Run:
                 finish()
             except Exception as problem:  # what comes after can still be saved
                 print(f"{self.folder} is not complete: {problem}", file=sys.stderr)
+        os.close(self.lock)
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
         threading.excepthook = threading.__excepthook__
@@ -588,22 +399,24 @@ class Run:
     def _close_logs(self):
         if self.bar:
             self.bar.close()
-        with self._may_fail("TensorBoard's events"):
-            self.writer.close()
+        if self.writer:
+            with self._may_fail("TensorBoard's events"):
+                self.writer.close()
         plot_curves(self.folder)
 
     def log_scalars(self, scalars, global_step):
         """Send {name: float} to TensorBoard and, with --track, to W&B."""
         with self._may_fail("TensorBoard's events"):
-            for name, value in scalars.items():
+            for name, value in scalars.items() if self.writer else ():
                 self.writer.add_scalar(name, value, global_step)
         if self.wandb:
             with self._may_fail("W&B's log"):
                 self.wandb.log(scalars | {"global_step": global_step})
 
     def _flush(self):
-        with self._may_fail("TensorBoard's events"):
-            self.writer.flush()
+        if self.writer:
+            with self._may_fail("TensorBoard's events"):
+                self.writer.flush()
 
     def log_episode(self, global_step, episodic_return, episodic_length):
         """Log an episode that has ended: raw return, length in timesteps."""
@@ -683,7 +496,7 @@ class Run:
         return round(steps / (self.now - self.clock[0]), 1) if steps else None
 
     def _write_summary(self, status):
-        names = ("env_id", "seed", "lr_control", "bandit", "total_timesteps")
+        names = ("env_id", "seed", "lr_control", "total_timesteps")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # KiB
         summary = {name: getattr(self.args, name) for name in names} | {
             "bandit": self.args.bandit if self.arms else None,

@@ -257,7 +257,11 @@ def test_a_users_bandit_needs_probabilities_and_learn_and_nothing_else():
         def learn(self, feedback):
             self.totals[self.arm] += feedback
 
-    assert play(Greedy(ARMS), [1.0, 0.0, 1.0]) == [0, 0, 1]
+    bandit = Greedy(ARMS)
+    assert play(bandit, [1.0, 0.0, 1.0]) == [0, 0, 1]
+    resumed = Greedy(ARMS)
+    resumed.load_state_dict(json.loads(json.dumps(bandit.state_dict())))
+    assert resumed.totals.tolist() == bandit.totals.tolist() and resumed.pull() == bandit.pull()
 
 
 # --- rounds of their own length ---------------------------------------------------------------------------------------
@@ -356,12 +360,27 @@ def test_a_failed_arm_is_charged_and_later_ones_are_not_praised_for_being_better
     assert bandit.update(3.0) == 3.0 - (1 + 2 + 3 + 3) / 4
 
 
-def test_a_failure_before_anything_was_observed_is_charged_too():
-    bandit = Drift(ARMS, seed=1)
+@every_bandit
+@pytest.mark.parametrize("observed", [[], [0.0], [-5.0], [3.0, 4.0]])
+def test_a_failure_in_the_first_round_is_charged_too(name, observed):
+    bandit = make_bandit(name, ARMS, seed=1)
+    for performance in observed:
+        bandit.observe(performance, 10)
     arm = bandit.pull()
     before = bandit.probabilities[arm]
+    assert bandit.fail() < 0 and not bandit.performances
+    if name in ("drift", "lrrl", "moss", "ducb", "wucb"):
+        assert bandit.probabilities[arm] < before
+
+
+def test_a_failure_leaves_the_window_as_it_was():
+    bandit = LRRL(ARMS, window=3, seed=1)
+    for performance in (1.0, 2.0, 3.0, 4.0):
+        bandit.pull()
+        bandit.update(performance)
+    bandit.pull()
     bandit.fail()
-    assert bandit.probabilities[arm] < before
+    assert list(bandit.performances) == [2.0, 3.0, 4.0]
 
 
 # --- drift ------------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def test_the_loss_equals_a_slow_reference():
 
 def test_running_statistics_equal_those_of_all_data():
     data = np.random.default_rng(0).normal(3.0, 2.0, (500, 4))
-    stats = ppo.RunningMeanStd(np.zeros(4))
+    stats = ppo.RunningMeanStd(mean=np.zeros(4))
     scalar = ppo.RunningMeanStd()
     for row in data:
         stats.update(row)
@@ -220,7 +220,7 @@ def test_running_statistics_equal_those_of_all_data():
 
 
 def test_evaluation_leaves_the_statistics_alone_and_repeats():
-    stats = ppo.RunningMeanStd(np.zeros(3))
+    stats = ppo.RunningMeanStd(mean=np.zeros(3))
     for obs in np.random.default_rng(0).normal(size=(100, 3)):
         stats.update(obs)
     before = stats.count, stats.mean.tolist(), stats.std.tolist()

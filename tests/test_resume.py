@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 import tracking
+from checkpoints import Journal
 from tests.conftest import RunFolder, only_folder
 
 KILLS = int(os.environ.get("KILLS", 5))  # of each script; `make soak` asks for more
@@ -186,7 +188,7 @@ def test_a_schedule_that_ends_with_the_run_may_not_get_more_timesteps(train, tmp
     assert resume(ppo.main, folder).bytes("rounds.csv") == whole.bytes("rounds.csv")
 
 
-@pytest.mark.parametrize("damage", ["torn", "foreign", "of another run", "missing"])
+@pytest.mark.parametrize("damage", ["torn", "damaged", "foreign", "of another run", "missing"])
 def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is_used(damage, stopped, train, capsys):
     whole = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1024 --seed 7")
     path = stopped / "checkpoint.pt"
@@ -194,6 +196,9 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is_used(da
     path.unlink()
     if damage == "torn":
         path.write_bytes(content[: len(content) // 2])
+    elif damage == "damaged":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(50) + content[middle + 50 :])
     elif damage == "foreign":
         path.write_bytes(b"no checkpoint at all")
     elif damage == "of another run":
@@ -204,6 +209,9 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is_used(da
     assert "checkpoint.pt cannot be used" in error and "going on from checkpoint.prev.pt" in error
     assert run.bytes("rounds.csv") == whole.bytes("rounds.csv")
     assert run.bytes("episodes.csv") == whole.bytes("episodes.csv")
+    assert (stopped / "checkpoint.bad.pt").exists() == (damage != "missing")
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        assert torch.load(stopped / name, weights_only=True)["run"]["global_step"] in (896, 1024)
 
 
 def test_a_table_that_has_lost_rows_is_named_and_not_padded(stopped, capsys):
@@ -241,20 +249,128 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(stopped, tmp_path, capsys):
     assert not (tmp_path / "owned").exists() and "checkpoint.pt cannot be used" in capsys.readouterr().err
 
 
-def test_a_finished_run_with_a_replay_memory_cannot_be_resumed(train, capsys):
-    options = "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --total-timesteps 100 --checkpoint-interval 30"
-    run = train(sac.main, f"{options} --no-cuda")
+@pytest.mark.parametrize("main", [ppo.main, sac.main])
+def test_a_finished_run_is_left_alone(main, train, capsys):
+    options = SMALL if main is ppo.main else f"--batch-size 8 --learning-starts 20 {NO}"
+    run = train(main, f"--env-id Pendulum-v1 {options} --total-timesteps 320")
     assert (run.path / "checkpoint.pt").exists() and not (run.path / "replay.bin").exists()
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    for more, words in (("", ["has finished", "--total-timesteps"]), ("--total-timesteps 640", ["replay.bin"])):
+        if main is sac.main or not more:
+            with pytest.raises(SystemExit) as end:
+                resume(main, run.path, more)
+            error = capsys.readouterr().err
+            assert end.value.code == 2 and all(word in error for word in words), error
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_run_without_a_checkpoint_is_told_so(train, capsys):
+    small = SMALL.replace("--checkpoint-interval 128", "")
+    run = train(ppo.main, f"--env-id Pendulum-v1 {small} --total-timesteps 128")
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        resume(sac.main, run.path)
-    assert end.value.code == 2 and "replay.bin" in capsys.readouterr().err
+        resume(ppo.main, run.path, "--total-timesteps 256")
+    assert end.value.code == 2 and "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_two_games_go_on_when_the_run_gets_more_timesteps(start, tmp_path):
+    command = f"dqn_atari_lrrl.py {ATARI.replace('--buffer-size 400', '')} --save-model"
+    process = start(f"{command} --total-timesteps 600")
+    wait_for(lambda: last_checkpoint(tmp_path / "runs"), process)
+    process.kill()
+    process.wait()
+    folder = only_folder(tmp_path / "runs").path
+    assert start(f"dqn_atari_lrrl.py --resume {folder} --total-timesteps 900").wait() == 0
+    shutil.move(folder, tmp_path / "resumed")
+    assert start(f"{command} --total-timesteps 900").wait() == 0
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        whole = only_folder(tmp_path / "runs").path / name
+        assert (tmp_path / "resumed" / name).read_bytes() == whole.read_bytes(), name
+
+
+@pytest.fixture
+def stopped_sac(train, monkeypatch, tmp_path):
+    """A run of SAC in eight environments that was stopped at its 12th checkpoint, when its small replay has wrapped."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12)
+        with pytest.raises(SystemExit):
+            train(sac.main, WRAPPED)
+    return only_folder(tmp_path / "runs1").path
+
+
+WRAPPED = (
+    "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --num-envs 8 --buffer-size 40 --save-model --no-cuda"
+)
+WRAPPED += " --total-timesteps 160 --checkpoint-interval 1"
+
+
+def test_the_replay_of_the_checkpoint_before_is_whole_even_if_it_is_saved_every_step(stopped_sac, train, capsys):
+    (stopped_sac / "checkpoint.pt").write_bytes(b"torn")
+    run, whole = resume(sac.main, stopped_sac), train(sac.main, WRAPPED)
+    assert "going on from checkpoint.prev.pt" in capsys.readouterr().err
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert run.bytes(name) == whole.bytes(name), name
+
+
+def test_a_replay_that_has_lost_its_end_is_named_and_not_padded(stopped_sac, capsys):
+    os.truncate(stopped_sac / "replay.bin", 1000)
+    with pytest.raises(SystemExit) as end:
+        resume(sac.main, stopped_sac)
+    assert end.value.code == 2 and "replay.bin has lost rows" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_had(stopped_sac):
+    assert torch.get_num_threads() == 1
+    try:
+        torch.set_num_threads(2)
+        resume(sac.main, stopped_sac)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_run_that_is_still_going_on_cannot_be_resumed(start, tmp_path):
+    process = start(f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 1280000")
+    wait_for(lambda: last_checkpoint(tmp_path / "runs"), process)
+    second = start(f"ppo_continuous_lrrl.py --resume {only_folder(tmp_path / 'runs').path}")
+    output, error = second.communicate()
+    assert second.returncode == 2 and error.count("\n") == 1 and "a process is still writing there" in error
+    assert process.poll() is None
+
+
+def test_checkpoints_need_no_links(train, monkeypatch, tmp_path):
+    def fail(self, target):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(tracking.Path, "hardlink_to", fail)
+    run = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 512")
+    for name, step in (("checkpoint.pt", 512), ("checkpoint.prev.pt", 384)):
+        assert torch.load(run.path / name, weights_only=True)["run"]["global_step"] == step
+
+
+def test_sigterm_in_the_evaluation_ends_the_run_at_once(start, tmp_path):
+    command = f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 256 --save-model"
+    process = start(f"{command} --eval-episodes 1000000")
+    wait_for(lambda: [*tmp_path.glob("runs/*/model.pt")], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert only_folder(tmp_path / "runs").summary["status"] == "interrupted"
+
+
+def test_a_disk_that_is_full_from_the_start_does_not_end_the_training(start, tmp_path):
+    process = start(f"ppo_continuous_lrrl.py --env-id Pendulum-v1 {SMALL} --total-timesteps 256", limit=1)
+    output, error = process.communicate()
+    assert process.returncode == 0 and "finished" in output and "Traceback" not in error, error
+    assert all(
+        f"{name} cannot be written" in error for name in ("config.json", "checkpoint.pt", "TensorBoard's events")
+    )
 
 
 def test_the_journal_keeps_the_rows_of_two_checkpoints_and_reads_them_in_order(tmp_path):
-    journal = tracking.Journal(tmp_path / "replay.bin", "i8", rings=2, capacity=2500, spare=100)
+    journal = Journal(tmp_path / "replay.bin", "i8", rings=2, capacity=2500, spare=100)
     for i in range(6000):
         for ring in (0, 1):
-            journal.write(ring, i, tracking.np.int64(10 * i + ring))
+            journal.write(ring, i, np.int64(10 * i + ring))
     for ring in (0, 1):
         for count in (6000, 5900):  # now, and a spare before
             blocks = [*journal.read(ring, count)]
@@ -284,12 +400,17 @@ def test_a_run_folder_that_goes_away_does_not_end_the_training(start, tmp_path):
     assert "checkpoint.pt cannot be written" in error and "is not complete" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("script", ["ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py"])
-def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_just_before(script, start, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "where"),
+    [("ppo_continuous_lrrl.py", {}), ("ppo_continuous_lrrl.py", {"IN_RESET": "1"}), ("sac_mujoco_lrrl.py", {})],
+)
+def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_just_before(
+    script, where, start, tmp_path
+):
     small = {"ppo": SMALL, "sac": f"--batch-size 8 --learning-starts 20 {NO}"}[script[:3]]
     command = f"{script} --env-id tests.toy_envs:BreaksOnce-v0 {small} --total-timesteps 1024 --save-model --num-envs 2"
     command = command.replace("--checkpoint-interval 128", "--checkpoint-interval 1000")
-    process = start(command, BROKEN=str(tmp_path / "broken"))
+    process = start(command, BROKEN=str(tmp_path / "broken"), **where)
     output, error = process.communicate()
     run = only_folder(tmp_path / "runs")
     assert process.returncode == 1 and run.summary["status"] == "failed" and "the simulator broke" in error
@@ -297,9 +418,11 @@ def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_jus
     assert at["global_step"] == {"ppo": 256, "sac": 298}[script[:3]]
     assert (run.path / "curves.png").exists()
 
-    assert start(f"{script} --resume {run.path}", BROKEN=str(tmp_path / "broken")).wait() == 0
+    assert start(f"{script} --resume {run.path}", BROKEN=str(tmp_path / "broken"), **where).wait() == 0
     shutil.move(run.path, tmp_path / "resumed")
-    assert start(command, BROKEN=str(tmp_path / "broken")).wait() == 0  # there since it broke: it does so no more
+    assert (
+        start(command, BROKEN=str(tmp_path / "broken"), **where).wait() == 0
+    )  # there since it broke: it does so no more
     whole = only_folder(tmp_path / "runs").path
     for name in ("episodes.csv", "rounds.csv", "model.pt"):
         assert (tmp_path / "resumed" / name).read_bytes() == (whole / name).read_bytes(), name

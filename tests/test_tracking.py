@@ -6,10 +6,8 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import pytest
@@ -45,77 +43,6 @@ def test_the_area_under_the_curve_weighs_returns_by_timesteps_and_not_by_episode
 def test_entropy_is_in_nats():
     assert tracking.entropy([1.0, 0.0]) == 0.0
     assert tracking.entropy([0.2] * 5) == pytest.approx(math.log(5))
-
-
-@dataclass
-class Args:
-    exp_name: str = "name"
-    """a name"""
-    seed: int = 1
-    """a seed"""
-    rates: tuple[float, ...] = (1.0,)
-    """some rates"""
-    choice: Literal["one", "two"] = "one"
-    """a choice"""
-    run_dir: str = "runs"
-    """parent of run folders"""
-
-
-@pytest.mark.parametrize(
-    ("argv", "named"),
-    [
-        ("--seed x", ["--seed", "'x'", "INT"]),
-        ("--seed", ["--seed"]),
-        ("--sed 3", ["--sed", "--seed"]),
-        ("--rates 1 a", ["--rates", "'a'", "FLOAT"]),
-        ("--choice three", ["--choice", "'three'", "'one'", "'two'"]),
-        ("stray", ["stray"]),
-    ],
-)
-@pytest.mark.parametrize("columns", ["40", "200"])
-def test_a_wrong_command_line_gives_one_line_that_names_the_option(argv, named, columns, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit) as end:
-        tracking.parse_args(Args, argv.split())
-    output, error = capsys.readouterr()
-    assert end.value.code == 2 and output == "" and error.count("\n") == 1
-    assert all(name in error for name in named), error
-    assert not set(error) & set("╭│╰─\x1b")
-
-
-def test_help_is_printed_and_is_no_error(capsys):
-    with pytest.raises(SystemExit) as end:
-        tracking.parse_args(Args, ["--help"])
-    assert not end.value.code
-    assert "some rates" in capsys.readouterr().out
-
-
-def test_given_options_are_those_on_the_command_line_however_they_are_spelt():
-    given = tracking.given_options(["--seed", "3", "--env_id=A", "--no-cuda", "--learning-rates", "1e-3", "-1"])
-    assert given == {"seed", "env_id", "cuda", "learning_rates"}
-    assert tracking.given_options([]) == set()
-
-
-@pytest.mark.parametrize(
-    ("interval", "value", "accepted"),
-    [
-        ("[1, inf)", 1, True),
-        ("[1, inf)", 0, False),
-        ("(0, 1]", 0.0, False),
-        ("(0, 1]", 1.0, True),
-        ("(0, 1]", 1.1, False),
-        ("(0, inf)", math.inf, False),
-        ("[0, inf)", math.nan, False),
-        ("[0, 1]", 0.0, True),
-    ],
-)
-def test_check_reads_intervals_as_mathematics_does(interval, value, accepted, capsys):
-    if accepted:
-        return tracking.check(Args(seed=value), interval, "seed")
-    with pytest.raises(SystemExit) as end:
-        tracking.check(Args(seed=value), interval, "seed")
-    assert end.value.code == 2
-    assert f"--seed {value}: must be in {interval}" in capsys.readouterr().err
 
 
 def test_two_runs_started_in_the_same_second_get_two_folders(tmp_path, monkeypatch):

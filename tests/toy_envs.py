@@ -60,21 +60,30 @@ class Breaks(StepCounter):
 
 
 class BreaksOnce(Toy):
-    """The reward is the action. Raises an error in the 300th step of a process, unless the file $BROKEN is there."""
+    """The reward is the action. Raises an error once, in the 300th step of a process or, with $IN_RESET, after it.
+
+    Not if the file $BROKEN is there, which it makes.
+    """
 
     steps = 0
 
+    def break_once(self):
+        if not os.path.exists(os.environ["BROKEN"]):
+            open(os.environ["BROKEN"], "w").close()
+            raise RuntimeError("the simulator broke")
+
     def start(self):
         self.t = 0
+        if BreaksOnce.steps > 300 and "IN_RESET" in os.environ:
+            self.break_once()
         return self.observe(self.np_random.random())
 
     def step(self, action):
         BreaksOnce.steps += 1
-        if BreaksOnce.steps == 300 and not os.path.exists(os.environ["BROKEN"]):
-            open(os.environ["BROKEN"], "w").close()
-            raise RuntimeError("the simulator broke")
+        if BreaksOnce.steps == 300 and "IN_RESET" not in os.environ:
+            self.break_once()
         self.t += 1
-        return self.observe(self.np_random.random()), float(action[0]), False, self.t == 17, {}
+        return self.observe(self.np_random.random()), np.float32(action[0]), False, self.t == 17, {}
 
 
 class OddSpaces(Toy):
