@@ -41,6 +41,11 @@ def check_share(name, x):
     return x
 
 
+def deviation(changes):
+    """Standard deviation of what has these distances from one to the next, robust to outliers; 0 without any."""
+    return float(np.median(changes)) / 0.6745 / math.sqrt(2) if changes else 0.0
+
+
 class Bandit:
     """What every bandit has: its arms, its draws, its rounds and the performances of the last ones.
 
@@ -132,7 +137,7 @@ class Bandit:
     @property
     def noise(self):
         """Standard deviation of an observation, from the median distance of the last 50 neighbours; 0 before any."""
-        return float(np.median(self.changes)) / 0.6745 / math.sqrt(2) if self.changes else 0.0
+        return deviation(self.changes)
 
     @property
     def round_is_over(self):
@@ -151,12 +156,16 @@ class Bandit:
         """Whether the round has ruined the policy beyond its noise.
 
         That is, the last two observations are both under all of the five before the round, by four standard deviations
-        of an observation and by half of what those were above the lowest ever seen.
+        of an observation (by more while few are known) and by half of what those were above the lowest ever seen. What
+        may be the fall itself, the largest change in the round, does not count as noise.
         """
         if len(self.observations) < 2 or not self.before:
             return False
+        changes = list(self.changes)
+        changes.remove(max(changes[-len(self.observations) :]))
+        beyond_noise = (4 + 4 / len(changes)) * deviation(changes) if len(changes) > 1 else math.inf
         worst = min(self.before)
-        return max(self.observations[-2:]) < worst - max(4 * self.noise, (worst - self.floor) / 2)
+        return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.floor) / 2)
 
     def update(self, performance):
         """Close the round: credit the arm in use with `performance`; returns the feedback f'_n.

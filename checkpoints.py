@@ -55,9 +55,8 @@ def load_checkpoint(args, *files):
             continue
         if problems:
             print(f"--resume: {problems[0]}; going on from {name}", file=sys.stderr)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # or the next one would make it the previous one
                 (folder / "checkpoint.pt").replace(folder / "checkpoint.bad.pt")
-            (folder / name).replace(folder / "checkpoint.pt")  # or the next one would make the bad one the previous
         torch.set_num_threads(state["run"]["threads"])  # some sums depend on it
         return state
     reject(f"--resume {folder}: {'; '.join(problems)}")
@@ -132,7 +131,7 @@ class Journal:
 
     def __init__(self, path, dtype, rings, capacity, spare):
         self.dtype, self.capacity, self.length = np.dtype(dtype), capacity, capacity + spare
-        self.path, self.shape = path, (self.length, rings)
+        self.path, self.shape = path, (self.length, rings)  # rows stay where they are when there get to be more
         self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def write(self, ring, index, row):

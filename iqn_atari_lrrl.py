@@ -487,7 +487,6 @@ def main(argv=None):
     on_gpu = device.type == "cuda"
     if args.buffer_device == "cuda" and not on_gpu:
         reject("--buffer-device cuda: needs a GPU")
-    journal_rows = args.buffer_size // args.num_envs  # of a game; not fewer: the run may get more timesteps
     args.buffer_size = min(args.buffer_size, args.total_timesteps)
     replay_device = device
     if on_gpu and args.buffer_device != "cuda":
@@ -533,7 +532,7 @@ def main(argv=None):
 
     with Run(args, bandit.arms if has_bandit else None, device, (), checkpoint, replay_device=replay_device) as run:
         spare = 4 * (args.checkpoint_interval // args.num_envs + 1)
-        journal = run.open_journal(replay.SLOT, args.num_envs, journal_rows, spare)
+        journal = run.open_journal(replay.SLOT, args.num_envs, replay.capacity, spare)
         games = np.arange(args.num_envs)
         episode_returns, episode_steps = np.zeros(args.num_envs), np.zeros(args.num_envs, np.int64)
         lives, life_lost = np.zeros(args.num_envs, int), np.zeros(args.num_envs, bool)

@@ -455,7 +455,7 @@ def main(argv=None):
             video = gym.wrappers.RecordVideo(envs[0], str(run.folder / "videos"), name_prefix=prefix)
             envs[0] = run.on_exit.enter_context(video)
         row_type, spare = (np.float32, replay.rows.shape[1]), 2 * (args.checkpoint_interval + args.num_envs)
-        journal = run.open_journal(row_type, 1, args.buffer_size, spare)  # not fewer: the run may get more timesteps
+        journal = run.open_journal(row_type, 1, len(replay.rows), spare)
         episodes = [None] * args.num_envs  # those that are running: seed, actions
         rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
         stretch_steps, stretch_reward, stretch_returns = 0, 0.0, []  # since the bandits' last observation

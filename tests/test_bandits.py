@@ -373,6 +373,21 @@ def test_a_failure_in_the_first_round_is_charged_too(name, observed):
         assert bandit.probabilities[arm] < before
 
 
+@every_bandit
+def test_a_fall_in_the_first_round_is_no_noise_to_itself(name):
+    def collapsed(*performances):
+        bandit = make_bandit(name, ARMS, seed=1)
+        bandit.observe(-123.0, 10)
+        bandit.pull()
+        for performance in performances:
+            bandit.observe(performance, 10)
+        return bandit.has_collapsed
+
+    assert not collapsed(-289.0, -290.0)  # two observations are too few to know the noise
+    assert collapsed(-289.0, -320.0, -348.0)
+    assert not collapsed(-289.0, -220.0, -348.0)
+
+
 def test_a_failure_leaves_the_window_as_it_was():
     bandit = LRRL(ARMS, window=3, seed=1)
     for performance in (1.0, 2.0, 3.0, 4.0):

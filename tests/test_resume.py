@@ -101,17 +101,17 @@ SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 1 --bandit-interval 
 
 
 def stop_after(monkeypatch, checkpoints):
-    """From now on, a run in this process ends as if it were terminated after so many checkpoints."""
+    """From now on, a run in this process ends after so many checkpoints, as if terminated just before the next one."""
     save, count = tracking.Run.save_checkpoint, 0
 
-    def save_and_stop(self, checkpoint):
+    def save_or_stop(self, checkpoint):
         nonlocal count
-        save(self, checkpoint)
         count += 1
-        if count == checkpoints:
+        if count > checkpoints:
             raise SystemExit(143)
+        save(self, checkpoint)
 
-    monkeypatch.setattr(tracking.Run, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(tracking.Run, "save_checkpoint", save_or_stop)
 
 
 @pytest.fixture
