@@ -261,6 +261,10 @@ class Drift(Bandit):
     deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
     Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
 
+    Exploration starts at the middle arm and spreads: what may be drawn are the arms next to those that were drawn, or
+    within half a decade of them, upwards only from arms that have not failed. For a rate that is far too high can ruin
+    an agent before its noise is known, and then nothing tells that it did.
+
     Arguments and errors as for `Bandit`.
     """
 
@@ -273,9 +277,14 @@ class Drift(Bandit):
         log_rates = np.log10(self.arms)
         distances = log_rates[:, None] - log_rates
         # What only depends on the arms is named _so: no state.
-        z = np.linspace(-1, 1, len(self.arms))[log_rates.argsort().argsort()]
+        ranks = log_rates.argsort().argsort()
+        z = np.linspace(-1, 1, len(ranks))[ranks]
         sizes = np.array(self.SIZES)[:, None, None]
         self._prior_covariance = sizes**2 * (np.exp(-0.5 * (distances / self.LENGTH) ** 2) + self.COMMON)
+        self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(distances) <= self.LENGTH)
+        self._higher = distances > 0
+        self._middle = ranks == (len(ranks) - 1) // 2
+        self.survived, self.failed = np.zeros(len(z), bool), np.zeros(len(z), bool)  # the last round with each arm
         self._prior_mean = sizes[..., 0] * -self.MIDDLE * z**2
         # The mean of (L, d) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
         # prior does. The first axis is the sizes.
@@ -330,9 +339,19 @@ class Drift(Bandit):
     def fail(self):
         arm = self.arm
         feedback = super().fail()
+        self.survived[arm], self.failed[arm] = False, True
         self.mean[:, arm + 1, 1] -= 5 * np.array(self.SIZES)
         self.level_is_known = False
         return feedback
+
+    def learn(self, feedback):
+        self.survived[self.arm], self.failed[self.arm] = True, False
+
+    @property
+    def reachable(self):
+        """The arms that may be drawn, (K,) bool."""
+        ways = self._near & (self.survived | self.failed & ~self._higher)
+        return self._middle | ways.any(axis=1)
 
     @property
     def probabilities(self):
@@ -342,7 +361,8 @@ class Drift(Bandit):
         weights = np.exp(self.evidence - self.evidence.max())
         probabilities = np.zeros(len(self.arms))
         for mean, root, weight in zip(means, roots, weights / weights.sum()):
-            best = (mean + self.SHRINK * self._normals @ root.T).argmax(axis=1)
+            drifts = mean + self.SHRINK * self._normals @ root.T
+            best = np.where(self.reachable, drifts, -np.inf).argmax(axis=1)
             probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
         return probabilities / probabilities.sum()
 

@@ -457,10 +457,34 @@ def test_drift_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch)
     assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
 
 
-def test_drift_starts_near_the_middle_of_its_range():
-    probabilities = Drift(ARMS).probabilities
-    assert probabilities.argmax() == 2 and probabilities[2] > 0.4 and probabilities.min() > 0
-    assert Drift([3e-3, 3e-5, 3e-4]).probabilities.argmax() == 2  # by rate, in whatever order they come
+def test_drift_starts_in_the_middle_and_spreads_upwards_only_from_arms_that_did_no_harm():
+    def possible(bandit):
+        return [rate for rate, p in zip(bandit.arms, bandit.probabilities) if p > 0]
+
+    def play_arm(bandit, arm, fails):
+        bandit.pull()
+        bandit.arm = arm
+        for performance in (1.0, -20.0, -21.0) if fails else (1.0, 1.5, 1.2):
+            bandit.observe(performance, 10)
+        bandit.fail() if fails else bandit.update(bandit.performance)
+
+    rates = [3e-3, 1e-4, 3e-4, 3e-5, 1e-3]  # by rate, in whatever order they come
+    bandit = Drift(rates, seed=1)
+    bandit.observe(1.0, 10)
+    assert possible(bandit) == [3e-4]
+    play_arm(bandit, 2, fails=False)
+    assert set(possible(bandit)) == {1e-4, 3e-4, 1e-3}
+    play_arm(bandit, 4, fails=True)  # 1e-3
+    assert set(possible(bandit)) <= {1e-4, 3e-4, 1e-3} and bandit.reachable.tolist() == [False, True, True, False, True]
+    play_arm(bandit, 4, fails=False)
+    assert bandit.reachable.tolist() == [True, True, True, False, True]
+
+    many = Drift(np.geomspace(1e-5, 1e-2, 25), seed=1)
+    play_arm(many, 12, fails=False)
+    assert np.flatnonzero(many.reachable).tolist() == [*range(8, 17)]  # half a decade
+    ruined = Drift(rates, seed=1)
+    play_arm(ruined, 2, fails=True)  # the middle one
+    assert ruined.reachable.tolist() == [False, True, True, False, False]
 
 
 def test_a_state_of_drift_is_small_and_its_matrices_stay_covariances():
