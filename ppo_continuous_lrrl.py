@@ -42,7 +42,7 @@ class Args:
     cuda: bool = True
     """whether to use a GPU if there is one"""
     compile: bool = False
-    """whether to compile the loss with torch.compile (on a GPU with CUDA graphs); takes up to a minute at the start"""
+    """whether to compile the loss with torch.compile (on a GPU with CUDA graphs); takes some 20 seconds at the start"""
     track: bool = False
     """whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)"""
     wandb_project_name: str = "lrrl"
