@@ -93,7 +93,9 @@ def read_runs(folder):
         rivals = [run for (other, _), runs_of_it in groups.items() if other == task for run in runs_of_it]
         keys = dict.fromkeys(differing(group) + [key for key in differing(rivals) if key not in CONTROL_OPTIONS])
         for run in sorted(group, key=lambda run: run["config"]["seed"]):
-            settings = ", ".join(f"{key} {run['config'].get(key)}" for key in keys)
+            values = {key: run["config"].get(key) for key in keys}
+            values |= {key: " ".join(map("{:g}".format, x)) for key, x in values.items() if isinstance(x, list)}
+            settings = ", ".join(f"{key} {x}" for key, x in values.items())
             runs.setdefault((task, f"{name} ({settings})" if settings else name), []).append(run)
     for (task, name), group in runs.items():
         seeds = [run["config"]["seed"] for run in group]
