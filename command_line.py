@@ -100,9 +100,11 @@ def merge_with_resumed(args_class, args, presets=None):
     """The arguments of the run in the folder `args.resume`, with what `args` may change of them; else `reject`."""
     try:
         config, summary = (json.loads(Path(args.resume, f"{name}.json").read_text()) for name in ("config", "summary"))
-        command_line, status = config["command_line"], summary["status"]
+        command_line, status, _ = config["command_line"], summary["status"], config["exp_name"]
     except (OSError, ValueError, KeyError, TypeError):
         reject(f"--resume {args.resume}: must be a run folder, but holds no config.json and summary.json of a run")
+    if config["exp_name"] != args.exp_name and "exp_name" not in given_options(command_line):
+        reject(f"--resume {args.resume}: is a run of {config['exp_name']}")
     resumed = parse_words(args_class, command_line, presets)
     merged = parse_words(args_class, command_line + args.command_line, presets)
     for name, value in vars(merged).items():
@@ -121,7 +123,7 @@ def merge_with_resumed(args_class, args, presets=None):
             continue
         reject(f"--{name.replace('_', '-')} {value}: the run that is resumed has {before}, {reason}")
     if status == "finished" and merged.total_timesteps == resumed.total_timesteps:
-        reject(f"--resume {args.resume}: has finished; more --total-timesteps would let it go on")
+        reject(f"--resume {args.resume}: has finished; if it has a checkpoint, more --total-timesteps let it go on")
     merged.run_dir = str(Path(args.resume).parent)
     merged.command_line = command_line + args.command_line
     return merged

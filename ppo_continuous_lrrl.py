@@ -558,6 +558,7 @@ def main(argv=None):
             run.log_scalars({name: value.item() for name, value in losses.items()}, global_step)
             if not torch.isfinite(parameters).all():
                 if not (args.rollback and has_bandit):
+                    run.progress(global_step, rate)
                     raise FloatingPointError(f"learning rate {rate:g} has led to parameters that are not finite")
                 undo_round("parameters are not finite")
             end_iteration()
