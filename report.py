@@ -27,6 +27,7 @@ from tracking import read_csv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 BOOTSTRAP_REPETITIONS = 10_000
 CURVE_POINTS = 60
@@ -204,7 +205,9 @@ def plot_learning_curves(runs, path):
     A point is the mean over a stretch of timesteps, in which a return holds until the next episode ends.
     """
     tasks, names = sorted({task for task, _ in runs}), list(dict.fromkeys(name for _, name in runs))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), layout="constrained", squeeze=False)
+    size = (max(5.5 * len(tasks), 7), 4 + 0.2 * len(names) / len(tasks))
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
+    lines = {}
     for axis, task in zip(axes[0], tasks):
         for name, group in ((name, group) for (t, name), group in runs.items() if t == task):
             color = names.index(name)  # the same in every panel
@@ -219,9 +222,10 @@ def plot_learning_curves(runs, path):
                 integral = np.append(0, np.cumsum(returns * np.diff(until)))
                 curves.append(np.diff(np.interp(edges, until, integral)) / np.diff(edges))
                 axis.plot(steps, curves[-1], color=f"C{color}", alpha=0.2, linewidth=0.7)
-            axis.plot(steps, np.mean(curves, axis=0), color=f"C{color}", label=f"{name} ({len(group)} seeds)")
+            lines[f"{name}, {len(group)} seeds"] = axis.plot(steps, np.mean(curves, axis=0), color=f"C{color}")[0]
         axis.set(title=task, xlabel="timesteps", ylabel="episodic return")
-        axis.legend()
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(lines.values(), lines, loc="outside lower left", ncols=len(tasks), fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
