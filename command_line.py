@@ -54,13 +54,11 @@ def check_meaning(args, given, choice, meanings):
     value = getattr(args, choice)
     for option in sorted(given & meanings.keys()):
         if value not in meanings[option]:
-            with_value, needed = (
-                " or ".join(
-                    ("--" if x else "--no-") + choice if isinstance(x, bool) else f"--{choice} {x}" for x in values
-                )
-                for values in ([value], meanings[option])
-            )
-            reject(f"--{option}: has no meaning with {with_value}; it needs {needed}".replace("_", "-"))
+            if isinstance(value, bool):
+                given_value, needed = (f"--{'' if x else 'no-'}{choice}" for x in (value, not value))
+            else:
+                given_value, needed = (f"--{choice} {' or '.join(map(str, x))}" for x in ([value], meanings[option]))
+            reject(f"--{option}: has no meaning with {given_value}; it needs {needed}".replace("_", "-"))
 
 
 def parse_args(args_class, argv=None, presets=None):

@@ -175,7 +175,8 @@ def make_envs(args, num_envs, **options):
     games = [name for name, spec in specs.items() if spec.kwargs["frameskip"] in (1, 4)]
     if args.env_id not in games:
         nearest = difflib.get_close_matches(args.env_id, games, n=1, cutoff=0)[0]
-        reject(f"--env-id {args.env_id}: must be <Game>NoFrameskip-v4 or ALE/<Game>-v5 of Atari; nearest: {nearest}")
+        forms = f"<Game>NoFrameskip-v4 or ALE/<Game>-v5; nearest: {nearest}"
+        reject(f"--env-id {args.env_id}: must be an Atari game, {forms}")
     spec = specs[args.env_id].kwargs
     names = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
     options = {"noop_max": args.noop_max, "use_fire_reset": args.fire_reset, "reward_clipping": False} | options

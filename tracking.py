@@ -359,6 +359,7 @@ class Run:
         except Exception as error:  # of many kinds
             print(f"W&B: {error}; tracking offline, see {self.folder / 'wandb'}", file=sys.stderr)
             wandb.teardown()  # or the id would still be in use
+            os.environ.pop("WANDB_SERVICE", None)  # nor that of a parent process, such as a sweep's
             self.wandb = wandb.init(**names, mode="offline")
         self.wandb.define_metric("*", step_metric="global_step")
 

@@ -409,9 +409,10 @@ def test_a_game_ends_at_the_frame_limit_of_its_id_and_its_last_step_bootstraps(t
 def test_videos_show_the_games_again_and_the_saved_model_plays(train, monkeypatch):
     recorded = []
 
-    def record_game(args, path, seed, *actions, record_game=dqn.record_game):
-        recorded.append((path, seed, actions))
-        record_game(args, path, seed, *actions)
+    def record_game(args, folder, game, *recording, record_game=dqn.record_game):
+        record_game(args, folder, game, *recording)
+        if len(recording) > 1:
+            recorded.append((folder / f"videos/game-{game}.mp4", recording[0], recording[1:]))
 
     monkeypatch.setattr(dqn, "record_game", record_game)
     run = train(
