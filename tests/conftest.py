@@ -60,6 +60,7 @@ def start(tmp_path):
     def run(command, stderr=subprocess.PIPE, limit=None, **environment):
         command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+        env.pop("WANDB_SERVICE", None)  # of a test before, in this process
         pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
         if limit:  # of the size of a file, in bytes: more fails as it does on a full disk
             pipes["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
