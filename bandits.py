@@ -217,7 +217,7 @@ class Bandit:
         return min(max(performance - mean, -1e6), 1e6)
 
     def state_dict(self):
-        """Every attribute but those named _so, as plain numbers, strings, lists and dicts (JSON-safe)."""
+        """Every attribute whose name does not start with _, as plain numbers, strings, lists and dicts (JSON-safe)."""
         state = {name: x for name, x in vars(self).items() if name != "rng" and not name.startswith("_")}
         state = {name: list(x) if isinstance(x, deque) else x for name, x in copy.deepcopy(state).items()}
         state = {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in state.items()}
@@ -276,7 +276,7 @@ class Drift(Bandit):
         super().__init__(arms, interval, window, seed)
         log_rates = np.log10(self.arms)
         distances = log_rates[:, None] - log_rates
-        # What only depends on the arms is named _so: no state.
+        # A name that starts with _ is no state: such things follow from the arms.
         ranks = log_rates.argsort().argsort()
         z = np.linspace(-1, 1, len(ranks))[ranks]
         sizes = np.array(self.SIZES)[:, None, None]

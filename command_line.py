@@ -98,11 +98,11 @@ def merge_with_resumed(args_class, args, presets=None):
     """The arguments of the run in the folder `args.resume`, with what `args` may change of them; else `reject`."""
     try:
         config, summary = (json.loads(Path(args.resume, f"{name}.json").read_text()) for name in ("config", "summary"))
-        command_line, status, _ = config["command_line"], summary["status"], config["exp_name"]
+        command_line, exp_name, status = config["command_line"], config["exp_name"], summary["status"]
     except (OSError, ValueError, KeyError, TypeError):
         reject(f"--resume {args.resume}: must be a run folder, but holds no config.json and summary.json of a run")
-    if config["exp_name"] != args.exp_name and "exp_name" not in given_options(command_line):
-        reject(f"--resume {args.resume}: is a run of {config['exp_name']}")
+    if exp_name != args.exp_name and "exp_name" not in given_options(command_line):
+        reject(f"--resume {args.resume}: is a run of {exp_name}")
     resumed = parse_words(args_class, command_line, presets)
     merged = parse_words(args_class, command_line + args.command_line, presets)
     for name, value in vars(merged).items():

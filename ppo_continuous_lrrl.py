@@ -161,7 +161,7 @@ class RunningMeanStd:
     """Welford's running mean and standard deviation of floats or arrays; gymnasium's takes 18 µs, a tenth of a step."""
 
     def __init__(self, count=0, mean=0.0, squares=0.0):
-        self.count, self.mean, self.squares = count, mean, squares  # of squared differences from the mean, the sum
+        self.count, self.mean, self.squares = count, mean, squares  # squares: summed squared differences from the mean
 
     def update(self, x):
         self.count += 1
