@@ -10,21 +10,26 @@ paper's six functions are not known to us; these are among the usual ones (https
 """
 
 import csv
+import ctypes
 import itertools
 import json
 import math
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, LinearLR
 
-from bandits import ArmSet, choose_arms, make_bandit
-from command_line import check, parse_args, reject, reject_errors
+from bandits import make_bandit
+from lrrl_utils.command_line import check, parse_args
+from lrrl_utils.ranges import Count, NonNegative, Positive, PositiveShare, Seed, Window
+from lrrl_utils.schedules import ArmSet, scheduled_rate
+from lrrl_utils.terminal import reject, reject_errors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -35,32 +40,20 @@ BANDITS = ("drift", "lrrl", "uniform")
 
 @dataclass
 class Args:
-    run_dir: str = "runs"
-    """parent of the folder `nonconvex` for tables and figures"""
-    seed: int = 1
-    """the first seed"""
-    num_seeds: int = 10
-    """seeds, each with starting points and draws of its own"""
-    num_starts: int = 100
-    """starting points for each seed, uniform over a function's domain"""
-    num_steps: int = 500
-    """gradient steps of a life"""
-    learning_rate: float = 1e-2
-    """the first rate of the schedules linear, exponential and cosine"""
-    lr_decay_rate: float = 6e-3
-    """d of the exponential schedule, learning-rate × exp(−d t), with t in gradient steps"""
-    cyclic_half_period: int = 50
-    """gradient steps in which the cyclic schedule goes from the lowest arm to the highest"""
-    learning_rates: tuple[float, ...] | ArmSet = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """the bandits' arms, each also tried alone: rates, or some of these by name (all5, lowest3, middle3, …)"""
-    bandit_interval: int = 10
-    """κ, gradient steps of a round"""
-    bandit_step_size: float = 0.2
-    """α, the step size of the weights"""
-    bandit_decay: float = 0.9
-    """δ, the share of its weight that an arm keeps from round to round"""
-    bandit_window: int = 5
-    """j, the rounds that an improvement is measured against"""
+    run_dir: str = "runs"  # parent of the folder `nonconvex` for tables and figures
+    seed: Seed = 1  # the first seed
+    num_seeds: Count = 10  # seeds, each with starting points and draws of its own
+    num_starts: Count = 100  # starting points for each seed, uniform over a function's domain
+    num_steps: Count = 500  # gradient steps of a life
+    learning_rate: Positive = 1e-2  # the first rate of the schedules linear, exponential and cosine
+    lr_decay_rate: NonNegative = 6e-3  # d of the exponential schedule, learning-rate × exp(−d t), t in gradient steps
+    cyclic_half_period: Count = 50  # gradient steps of the cyclic schedule from the lowest arm to the highest
+    # the bandits' arms, each also tried alone: rates, or some of these by name (all5, lowest3, middle3, …)
+    learning_rates: tuple[Positive, ...] | ArmSet = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    bandit_interval: int = 10  # κ, gradient steps of a round
+    bandit_step_size: Positive = 0.2  # α, the step size of the weights
+    bandit_decay: PositiveShare = 0.9  # δ, the share of its weight that an arm keeps from round to round
+    bandit_window: Window = 5  # j, the rounds that an improvement is measured against
 
 
 @dataclass
@@ -115,22 +108,12 @@ OBJECTIVES = {
 
 def make_schedules(args):
     """{name: (num_steps,) rates} of the arms alone and of the schedules."""
-    ends = min(args.learning_rates), max(args.learning_rates)
-    schedulers = {
-        "linear": lambda: LinearLR(optimizer, 1, 0, args.num_steps),
-        "exponential": lambda: ExponentialLR(optimizer, math.exp(-args.lr_decay_rate)),
-        "cosine": lambda: CosineAnnealingLR(optimizer, args.num_steps),
-        "cyclic": lambda: CyclicLR(optimizer, *ends, args.cyclic_half_period, cycle_momentum=False),
-    }
+    options = vars(args) | {"total_timesteps": args.num_steps}
+    options |= {"cyclic_base_lr": min(args.learning_rates), "cyclic_max_lr": max(args.learning_rates)}
     rates = {f"constant {rate:g}": np.full(args.num_steps, rate) for rate in args.learning_rates}
-    for name, make in schedulers.items():
-        optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
-        scheduler = make()
-        optimizer.step()  # a scheduler whose optimizer has never made a step warns
-        rates[name] = np.zeros(args.num_steps)
-        for t in range(args.num_steps):
-            rates[name][t] = scheduler.get_last_lr()[0]
-            scheduler.step()
+    for control in ("linear", "exponential", "cosine", "cyclic"):
+        schedule = SimpleNamespace(**options, lr_control=control)
+        rates[control] = np.array([scheduled_rate(schedule, t) for t in range(args.num_steps)])
     return rates
 
 
@@ -161,7 +144,7 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
                 if t:
                     bandit.update(performance)
                 else:
-                    bandit.observe(performance, 1)
+                    bandit.observe(performance)
                 bandit.pull()
             probabilities.append(np.mean([bandit.drawn_from for bandit in bandits], axis=0))
             rate = torch.tensor([[bandit.learning_rate] for bandit in bandits], dtype=torch.float64)
@@ -176,6 +159,13 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
             points.clamp_(objective.low, objective.high)
         path.append(points.detach().numpy().copy())
     return np.array(values), np.array(path), diverged.numpy(), np.array(probabilities)
+
+
+def end_with_parent():
+    """Let Linux end this worker when the program that started it has gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program, which ends its workers
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def study(args, name):
@@ -266,14 +256,7 @@ def make_report(results):
 
 def main(argv=None):
     args = parse_args(Args, argv)
-    args.learning_rates = choose_arms(args.learning_rates, None, Args.learning_rates)
-    check(args, "[0, 4294967295]", "seed")
-    check(args, "[1, inf)", "num_seeds", "num_starts", "num_steps", "cyclic_half_period")
     check(args, f"[1, {args.num_steps}]", "bandit_interval")
-    check(args, "(0, inf)", "learning_rate", "learning_rates", "bandit_step_size")
-    check(args, "[0, inf)", "lr_decay_rate")
-    check(args, "(0, 1]", "bandit_decay")
-    check(args, "[2, inf)", "bandit_window")
     with reject_errors("--learning-rates"):
         make_bandit("uniform", args.learning_rates)
     if len(args.learning_rates) < 2:
@@ -283,7 +266,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
 
     results = {}
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=end_with_parent) as pool:
         for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
             results[name] = lives
             plot(args, name, lives, folder / f"{name}.png")

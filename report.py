@@ -19,10 +19,9 @@ from typing import Annotated
 import matplotlib
 import numpy as np
 import tyro
+from command_line import parse_args, reject
 from rliable import library, metrics
 from scipy.stats import ttest_rel
-
-from command_line import parse_args, reject
 from tracking import read_csv
 
 matplotlib.use("Agg")

@@ -1,0 +1,78 @@
+"""The figure of a run: returns, learning rates and the arms' probabilities over time."""
+
+import json
+
+import numpy as np
+
+from lrrl_utils.files import written_whole
+from lrrl_utils.logs import read_csv
+
+
+def plot_curves(folder):
+    """Draw a run folder's `curves.png` from its CSV files. Raises OSError if it cannot be written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    config = json.loads((folder / "config.json").read_text())
+    episodes, rounds = read_csv(folder / "episodes.csv"), read_csv(folder / "rounds.csv")
+    controllers = rounds.get("controller", np.full(len(rounds["round"]), ""))
+    names = list(dict.fromkeys(controllers)) or [""]
+    probabilities = [name for name in rounds if name.startswith("p_")]
+    rates = np.array(config["learning_rates"] if probabilities else rounds["learning_rate"])
+    panels = 2 + len(names) * bool(probabilities)
+    figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), sharex=True, layout="constrained")
+    title = f"{config['env_id']}, {config['exp_name']}, seed {config['seed']}"
+    figure.suptitle(title, parse_math=False)
+    draw_returns(axes[0], episodes)
+    axes[1].set(ylabel="learning rate", yscale="log")
+    if rates.size:
+        axes[1].set_ylim(rates.min() / 2, rates.max() * 2)
+    for i, name in enumerate(names):
+        of_this = {column: values[controllers == name] for column, values in rounds.items()}
+        color = "black" if len(names) == 1 else f"C{i}"
+        # a round's row stands at its end: its rate held from the round before
+        axes[1].step(of_this["global_step"], of_this["learning_rate"], where="pre", color=color, label=name)
+        if probabilities:
+            axes[2 + i].set_ylabel(f"probability {name}".strip())
+            draw = draw_image if len(rates) > 10 else draw_lines  # of so many lines, none could be told from another
+            draw(axes[2 + i], of_this, sorted(zip(rates, probabilities), reverse=True))
+    if len(names) > 1:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    axes[-1].set_xlabel("timesteps")
+    try:
+        with written_whole(folder / "curves.png") as file:
+            figure.savefig(file, dpi=120, format="png")
+    finally:
+        plt.close(figure)
+
+
+def draw_returns(axis, episodes):
+    steps, returns = episodes["global_step"], episodes["episodic_return"]
+    axis.plot(steps, returns, ".", color="C0", alpha=0.3, markersize=4, label="episode")
+    width = min(len(returns), max(10, len(returns) // 20))
+    if width:
+        smooth = np.convolve(returns, np.ones(width) / width, mode="valid")
+        axis.plot(steps[width - 1 :], smooth, color="C0", label=f"mean of the last {width}")
+        axis.legend(loc="best", fontsize="small")
+    axis.set_ylabel("episodic return")
+
+
+def draw_lines(axis, rounds, arms):
+    import matplotlib.pyplot as plt
+
+    colors = plt.cm.viridis(np.linspace(1, 0, len(arms)))
+    for (rate, column), color in zip(arms, colors):
+        axis.plot(rounds["global_step"], rounds[column], color=color, label=f"{rate:g}")
+    axis.axhline(1 / len(arms), color="grey", linestyle=":", linewidth=1, label="uniform")
+    axis.set_ylim(0, 1)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
+
+
+def draw_image(axis, rounds, arms):
+    image = np.array([rounds[column] for _, column in arms])
+    if image.size:
+        colored = axis.pcolormesh(rounds["global_step"], [rate for rate, _ in arms], image, vmin=0, rasterized=True)
+        axis.figure.colorbar(colored, ax=axis)
+    axis.set(yscale="log", ylabel="learning rate: " + axis.get_ylabel())

@@ -1,0 +1,149 @@
+"""The bandits of others, found by the name that `--bandit` takes. Each names its paper and equation.
+
+They expect rewards in [0, 1]: feedbacks are scaled by the range of all of them so far.
+"""
+
+import math
+
+import numpy as np
+
+from bandits import Bandit
+
+
+def check_share(name, x):
+    """`x`. Raises ValueError if it is not in (0, 1]."""
+    if not 0 < x <= 1:
+        raise ValueError(f"{name} must be in (0, 1], not {x:g}")
+    return x
+
+
+class Exp3(Bandit):
+    """Exponential weights with importance-weighted rewards, made to forget.
+
+    Auer, Cesa-Bianchi, Freund and Schapire, "The Nonstochastic Multiarmed Bandit Problem", SIAM J. Comput. 2002, Exp3:
+
+        p_n(k) = (1 − γ) exp(γ G_n(k) / K) / Σ_i exp(γ G_n(i) / K) + γ / K
+        G_{n+1}(k) = δ G_n(k) + 1{k = k_n} x_n / p_n(k)
+
+    x_n in [0, 1] is the scaled feedback. δ = 1 is the original.
+
+    Args:
+        arms, window, seed: as for `Bandit`.
+        decay: δ in (0, 1].
+        exploration: γ in (0, 1].
+
+    Raises:
+        ValueError: an argument is outside what is named above.
+    """
+
+    def __init__(self, arms, decay=0.98, exploration=0.1, window=5, seed=0):
+        super().__init__(arms, window, seed)
+        self.decay = check_share("decay", decay)
+        self.exploration = check_share("exploration", exploration)
+        self.gains = np.zeros(len(self.arms))  # G
+        self.worst, self.best = math.inf, -math.inf  # feedback so far
+
+    @property
+    def probabilities(self):
+        gains = self.exploration / len(self.arms) * (self.gains - self.gains.max())
+        return (1 - self.exploration) * np.exp(gains) / np.exp(gains).sum() + self.exploration / len(self.arms)
+
+    def learn(self, feedback):
+        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
+        reward = (feedback - self.worst) / (self.best - self.worst or 1.0)
+        probability = self.probabilities[self.arm]
+        self.gains *= self.decay
+        self.gains[self.arm] += reward / probability
+
+
+class UCB(Bandit):
+    """What the bandits share that pull the arm of the largest index: mean reward plus `bonus`, new arms before others.
+
+    Past rewards are scaled anew when the range grows. What an arm has earned and how often it was pulled is discounted
+    by `decay` each round. Other arguments and errors as for `Bandit`.
+    """
+
+    def __init__(self, arms, decay=1.0, window=5, seed=0):
+        super().__init__(arms, window, seed)
+        self.decay = check_share("decay", decay)
+        self.totals, self.pulls = np.zeros(len(self.arms)), np.zeros(len(self.arms))
+        self.rounds = 0
+        self.worst, self.best = math.inf, -math.inf  # feedback so far
+
+    def bonus(self, pulls):
+        """What is added to the mean rewards of arms with as many `pulls`, (K,) and positive."""
+        raise NotImplementedError
+
+    @property
+    def probabilities(self):
+        new = self.pulls <= 0
+        pulls = np.where(new, 1.0, self.pulls)
+        means = (self.totals / pulls - self.worst) / (self.best - self.worst or 1.0) if self.rounds else 0.0
+        indices = np.where(new, np.inf, means + self.bonus(pulls))
+        return np.eye(len(self.arms))[indices.argmax()]
+
+    def learn(self, feedback):
+        self.rounds += 1
+        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
+        self.totals *= self.decay
+        self.pulls *= self.decay
+        self.totals[self.arm] += feedback
+        self.pulls[self.arm] += 1
+
+
+class MOSS(UCB):
+    """Minimax-optimal strategy in the stochastic case, bonus sqrt(1.175 max(0, log(t / (K s_k))) / s_k) after t rounds.
+
+    Audibert and Bubeck, "Minimax Policies for Adversarial and Stochastic Bandits", COLT 2009, in the form that needs
+    no horizon, of Degenne and Perchet, "Anytime Optimal Algorithms in Stochastic Multi-Armed Bandits", ICML 2016, with
+    their α = 1.35. Forgets nothing. Arguments and errors as for `Bandit`.
+    """
+
+    def __init__(self, arms, window=5, seed=0):
+        super().__init__(arms, 1.0, window, seed)
+
+    def bonus(self, pulls):
+        logarithm = np.log(max(self.rounds, 1) / (len(pulls) * pulls))
+        return np.sqrt((1 + 1.35) / 2 * np.maximum(logarithm, 0.0) / pulls)
+
+
+class DUCB(UCB):
+    """Discounted UCB: N_k the discounted pulls of arm k, bonus 2 sqrt(½ log(Σ_i N_i) / N_k).
+
+    Garivier and Moulines, "On Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011, with their
+    ξ = 1/2 and rewards bounded by 1. `decay` is their γ; 1 is UCB1. Arguments and errors as for `UCB`.
+    """
+
+    def __init__(self, arms, decay=0.98, window=5, seed=0):
+        super().__init__(arms, decay, window, seed)
+
+    def bonus(self, pulls):
+        return 2 * np.sqrt(0.5 * np.log(max(self.pulls.sum(), 1.0)) / pulls)
+
+
+class WUCB(UCB):
+    """UCB over the last `memory` rounds: N_k pulls of arm k among them, bonus sqrt(log(min(t, memory)) / N_k).
+
+    The sliding window of Garivier and Moulines (ALT 2011), as ULTHO uses it for hyper-parameters (Yuan, Li, Jin and
+    Zeng, arXiv 2503.06101), with its c = 1. Other arguments and errors as for `Bandit`.
+    """
+
+    def __init__(self, arms, memory=50, window=5, seed=0):
+        super().__init__(arms, 1.0, window, seed)
+        if memory < 1:
+            raise ValueError(f"memory must be 1 or more, not {memory}")
+        self.memory = memory
+        self.history = []  # [arm, feedback] of the rounds in memory
+
+    def bonus(self, pulls):
+        return np.sqrt(math.log(max(min(self.rounds, self.memory), 1)) / pulls)
+
+    def learn(self, feedback):
+        super().learn(feedback)
+        self.history = [*self.history, [self.arm, feedback]][-self.memory :]
+        arms, feedbacks = zip(*self.history)
+        self.pulls = np.bincount(arms, minlength=len(self.arms)).astype(float)
+        self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
+
+
+BANDITS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}

@@ -1,0 +1,162 @@
+"""Taking out the state of live objects, and bringing it back in place.
+
+    saved = capture(state)   # a dict of what may change: networks, optimizers, arrays, generators, bandits, …
+    restore(state, saved)    # the same objects, as they were
+
+Nothing is replaced that a script may hold by name: tensors and arrays are copied into, objects get their attributes
+back. So a learning rate that is a tensor stays that tensor, and a captured CUDA graph stays valid.
+"""
+
+from collections import deque
+
+import numpy as np
+import torch
+
+
+def capture(x):
+    """The state of `x` as plain values and tensors of their own, which torch.load reads with `weights_only=True`.
+
+    Of dicts and lists, that of all that is in them. Of modules, parameters and buffers; of optimizers, what they keep
+    for each parameter, in the order of the parameters (not their learning rate); of any object, what its `state_dict`
+    says, or every attribute whose name does not start with _.
+
+    Raises:
+        TypeError: there is something in `x` of which this is not known.
+    """
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, torch.Tensor):
+        return x.detach().clone()
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x.copy())
+    if isinstance(x, dict):
+        return {name: capture(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple, deque)):
+        return [capture(value) for value in x]
+    if isinstance(x, np.random.Generator):
+        return x.bit_generator.state
+    if isinstance(x, torch.Generator):
+        return x.get_state()
+    if isinstance(x, torch.optim.Optimizer):
+        return [capture(x.state[parameter]) for group in x.param_groups for parameter in group["params"]]
+    if hasattr(x, "state_dict"):
+        return capture(x.state_dict())
+    if hasattr(x, "__dict__"):
+        return {"class": type(x).__name__} | capture(_attributes(x))
+    raise TypeError(f"there is no way to capture {type(x).__name__}")
+
+
+def restore(x, saved):
+    """Bring `x` back to what `capture` took out of it.
+
+    Raises:
+        ValueError: `saved` was taken out of something else, so far as can be seen.
+    """
+    if isinstance(x, torch.Tensor):
+        x.data.copy_(saved)
+    elif isinstance(x, np.ndarray):
+        x[...] = saved.numpy()
+    elif isinstance(x, dict):
+        for name, value in saved.items():
+            x[name] = _restored(x.get(name), value)
+    elif isinstance(x, (list, deque)):
+        values = [_restored(now, then) for now, then in zip(x, saved)] + saved[len(x) :]
+        x.clear()
+        x.extend(values)
+    elif isinstance(x, np.random.Generator):
+        x.bit_generator.state = saved
+    elif isinstance(x, torch.Generator):
+        x.set_state(saved)
+    elif isinstance(x, torch.optim.Optimizer):
+        parameters = [parameter for group in x.param_groups for parameter in group["params"]]
+        for parameter, values in zip(parameters, saved, strict=True):
+            restore(x.state[parameter], values)
+    elif hasattr(x, "load_state_dict"):
+        x.load_state_dict(saved)
+    else:
+        if saved["class"] != type(x).__name__:
+            raise ValueError(f"the state belongs to {saved['class']}, not to {type(x).__name__}")
+        for name, value in saved.items():
+            if name != "class":
+                setattr(x, name, _restored(getattr(x, name, None), value))
+
+
+def _attributes(x):
+    return {name: value for name, value in vars(x).items() if not name.startswith("_")}
+
+
+def _restored(now, then):
+    """`now` brought back to `then` if it can change, else `then`."""
+    if isinstance(now, np.ndarray) and (not isinstance(then, torch.Tensor) or now.shape != tuple(then.shape)):
+        return np.array(then)
+    if now is None or isinstance(now, (bool, int, float, str, tuple, np.generic)):
+        return then
+    restore(now, then)
+    return now
+
+
+def make_moments(optimizer):
+    """Let `optimizer` make what it keeps for each parameter, so that `restore` has something to copy into.
+
+    A step of zero gradients does it; it changes no parameter, and the count of steps goes back to 0.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient
+    reset_step_counts(optimizer)
+
+
+def reset_step_counts(optimizer):
+    """Let Adam count its steps from 0 again; its moments stay."""
+    for values in optimizer.state.values():
+        if "step" in values:
+            values["step"].zero_()
+
+
+class Undoable:
+    """Objects that a bad round can ruin, and a way back: `keep()` at the start of a round, `undo()` if it went wrong.
+
+    Args:
+        *objects: anything that `capture` knows: networks, optimizers, tensors, statistics.
+    """
+
+    def __init__(self, *objects):
+        self._objects = objects
+        self._kept = None
+
+    def keep(self):
+        self._kept = capture(self._objects)
+
+    def undo(self):
+        """Go back to what was kept. Raises RuntimeError if nothing was."""
+        if self._kept is None:
+            raise RuntimeError("nothing was kept: call keep() first")
+        for x, kept in zip(self._objects, self._kept):
+            restore(x, kept)
+
+    @property
+    def is_finite(self):
+        """Whether every number in the objects' tensors is finite."""
+        return all(torch.isfinite(tensor).all() for tensor in _tensors(capture(self._objects)))
+
+    def state_dict(self):
+        return {"now": capture(self._objects), "kept": self._kept}
+
+    def load_state_dict(self, state):
+        for x, now in zip(self._objects, state["now"]):
+            restore(x, now)
+        self._kept = state["kept"]
+
+
+def _tensors(captured):
+    if isinstance(captured, torch.Tensor):
+        yield captured
+    elif isinstance(captured, (dict, list)):
+        for value in captured.values() if isinstance(captured, dict) else captured:
+            yield from _tensors(value)
