@@ -364,7 +364,7 @@ class Rounds:
         self._feedback, self._rollback = feedback, rollback
         self.is_open = False
         self.count = 0  # of all rounds that have been closed
-        self.timesteps, self.reward, self.returns = 0, 0.0, []  # since the last observation
+        self.start_observation()
         self.observations, self.durations = [], []  # of this round; durations in timesteps
         self.before = deque(maxlen=5)  # the last observations before it
         self.changes = deque(maxlen=50)  # distances of observations that follow each other
@@ -397,12 +397,15 @@ class Rounds:
             self.before.append(performance)
         for bandit in self._bandits.values():
             bandit.observe(performance)
-        self.timesteps, self.reward, self.returns = 0, 0.0, []
+        self.start_observation()
+
+    def start_observation(self):
+        self.timesteps, self.reward, self.returns = 0, 0.0, []  # so far
 
     def begin(self):
         """Start a round: every bandit draws its arm."""
         self.is_open, self.floor = True, self.lowest
-        self.timesteps, self.reward, self.returns = 0, 0.0, []
+        self.start_observation()
         for bandit in self._bandits.values():
             bandit.pull()
 

@@ -19,7 +19,7 @@ from torch import nn
 from bandits import BanditName, Rounds, make_bandit
 from lrrl_utils.atari import AtariGames, choose_replay_device, evaluate
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import check, given_options, parse_args
+from lrrl_utils.command_line import bandit_options, check, given_options, parse_args
 from lrrl_utils.ranges import (
     Count,
     NonNegative,
@@ -313,9 +313,8 @@ def main(argv=None):
     make_moments(optimizer)
     bandits = {}
     if args.lr_control == "bandit":
-        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
         with reject_errors("--learning-rates"):
-            bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **options)
+            bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
     feedback = "return" if args.bandit_feedback == "return" else "reward"

@@ -17,7 +17,7 @@ from torch import nn
 
 from bandits import BanditName, Rounds, make_bandit
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import check, parse_args
+from lrrl_utils.command_line import bandit_options, check, parse_args
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.numpy_policy import numpy_policy
 from lrrl_utils.ranges import (
@@ -81,8 +81,7 @@ class Args:
     # what sets the learning rate: a bandit, nothing, a schedule (linear and cosine end at 0), or the updates' KL
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic", "kl"] = "bandit"
     learning_rate: Rate = 3e-4  # the rate of the controls but bandit and cyclic (the first one of a schedule and of kl)
-    # of kl: an epoch with more than twice this KL divides the rate by 1.5, one with less than half of it multiplies,
-    # within the bounds of rl_games, 1e-6 and 1e-2
+    # of kl: an epoch over twice this KL divides the rate by 1.5, one under half of it multiplies; within 1e-6 and 1e-2
     target_kl: Positive = 0.01
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
     # the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)
@@ -215,8 +214,7 @@ def main(argv=None):
         reject(f"--num-minibatches {args.num_minibatches}: must divide num-envs × num-steps = {batch_size} and be less")
     if args.total_timesteps < batch_size:
         reject(f"--total-timesteps {args.total_timesteps}: must be num-envs × num-steps = {batch_size} or more")
-    num_iterations = args.total_timesteps // batch_size
-    args.total_timesteps = num_iterations * batch_size
+    args.total_timesteps -= args.total_timesteps % batch_size
     checkpoint = load_checkpoint(args)
 
     # SET UP
@@ -234,9 +232,8 @@ def main(argv=None):
     make_moments(optimizer)
     bandits = {}
     if args.lr_control == "bandit":
-        options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
         with reject_errors("--learning-rates"):
-            bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **options)
+            bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     rounds = Rounds(bandits, args.bandit_interval, batch_size, args.bandit_feedback, can_undo)
     loss_function = ppo_loss

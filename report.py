@@ -3,7 +3,8 @@
     python report.py results/ppo_halfcheetah
 
 prints one Markdown row per task and variant and writes `report.md` and `curves.png` into the folder. The interval is a
-95 % stratified bootstrap interval of the interquartile mean over seeds (rliable; Agarwal et al., NeurIPS 2021).
+95 % stratified bootstrap interval of the interquartile mean over seeds (Agarwal et al., NeurIPS 2021). A folder
+without a whole, finished run is named on standard error and left out.
 
     python report.py results/ppo_bandits --normalize --baseline uniform lrrl
 
@@ -11,6 +12,8 @@ adds the differences to two variants, seed by seed, and a table over all tasks.
 """
 
 import json
+import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,11 @@ from typing import Annotated
 import matplotlib
 import numpy as np
 import tyro
-from command_line import parse_args, reject
-from rliable import library, metrics
-from scipy.stats import ttest_rel
-from tracking import read_csv
+from scipy.stats import trim_mean, ttest_rel
+
+from lrrl_utils.command_line import parse_args
+from lrrl_utils.logs import read_csv
+from lrrl_utils.terminal import reject
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,23 +34,12 @@ from matplotlib.ticker import EngFormatter
 
 BOOTSTRAP_REPETITIONS = 10_000
 CURVE_POINTS = 60
+LARGEST = 1e30  # numbers beyond it overflow in sums and figures
 NO_OPTIONS = {  # entries of config.json that do not make runs different
-    *("seed", "run_dir", "device", "versions", "git_commit", "cuda", "torch_deterministic", "compile"),
-    *(
-        "rollouts_per_round",
-        "command_line",
-        "resume",
-        "checkpoint_interval",
-        "buffer_device",
-        "replay_device",
-        "eval_e",
-        "track",
-        "wandb_project_name",
-        "wandb_entity",
-        "capture_video",
-        "save_model",
-        "eval_episodes",
-    ),
+    *("seed", "run_dir", "device", "versions", "git_commit", "code", "cuda", "torch_deterministic", "compile"),
+    *("rollouts_per_round", "command_line", "resume", "resumed", "checkpoint_interval", "threads"),
+    *("buffer_device", "replay_device", "eval_e", "track", "wandb_project_name", "wandb_entity"),
+    *("capture_video", "save_model", "eval_episodes"),
 }
 CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them
     *("lr_control", "learning_rate", "learning_rates", "lr_decay_rate", "target_kl"),
@@ -54,49 +47,132 @@ CONTROL_OPTIONS = {  # those that make variants of different names different, an
     *("bandit", "bandit_scope", "bandit_step_size", "bandit_decay", "bandit_window", "bandit_interval"),
     *("bandit_feedback", "lr_range", "rollback"),
 }
+NUMBER, NONE = (int, float), type(None)
+CONFIG = {  # types of the entries of config.json that are used by name
+    **{"env_id": (str,), "seed": (int,), "lr_control": (str,), "learning_rate": NUMBER, "learning_rates": (list, NONE)},
+    **dict.fromkeys(("num_envs", "num_steps", "learning_starts"), (NONE, *NUMBER)),
+    **{"exp_name": (str, NONE), "git_commit": (str, NONE), "code": (dict, NONE)},
+}
+MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "\\|`<>&[]*$"}  # entities: a backslash does not protect everywhere
 
 
 @dataclass
 class Args:
-    folder: Annotated[Path, tyro.conf.Positional]
-    """parent of the run folders"""
-    baseline: tuple[str, ...] = ()
-    """variants, as the table names them: adds a column of differences to each"""
+    folder: Annotated[Path, tyro.conf.Positional]  # parent of the run folders
+    baseline: tuple[str, ...] = ()  # variants, as the table names them: adds a column of differences to each
+    # whether to add a table over all tasks, on a scale where the untrained policy has 0 and the best constant rate 1
     normalize: bool = False
-    """adds a table over all tasks, on a scale where the untrained policy has 0 and the best constant rate 1"""
+
+
+def clean(text):
+    """`text` on one line, without colours and other codes for a terminal."""
+    text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def check(entries, kinds):
+    """A ValueError for the first of the entries that is not of one of its types, or is or holds no plain value."""
+    for name, types in kinds.items():
+        x = entries.get(name)
+        values = x.values() if isinstance(x, dict) else x if isinstance(x, list) else [x]
+        plain = (type(v) in (str, bool, NONE) or (type(v) in NUMBER and abs(v) < LARGEST) for v in values)
+        if type(x) not in types or not all(plain):
+            raise ValueError(f"{name} is {x!r:.60}" if name in entries else f"{name} is missing")
+
+
+def read_dict(path):
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict):
+        raise ValueError("holds no dictionary")
+    return entries
+
+
+def read_summary(path):
+    summary = read_dict(path)
+    if summary.get("status") != "finished":
+        raise ValueError(f"status {summary.get('status')!r:.60}")
+    if summary.get("final_return", 0) is None:
+        raise ValueError("no episode has ended")
+    check(summary, dict.fromkeys(("final_return", "auc", "global_step"), NUMBER))
+    return summary
+
+
+def read_config(path):
+    config = read_dict(path)
+    options = {key: (str, bool, NONE, list, *NUMBER) for key in config if key not in NO_OPTIONS}
+    check(config, options | CONFIG | ({"bandit": (str,)} if config.get("lr_control") == "bandit" else {}))
+    return config | {"env_id": clean(config["env_id"]), "exp_name": config.get("exp_name") or "unknown"}
+
+
+def read_episodes(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) < 2:
+        raise ValueError("holds no episode")
+    if len({line.count(",") for line in lines}) > 1:
+        raise ValueError("holds rows of different lengths")
+    episodes = read_csv(path)
+    for name in ("global_step", "episodic_return"):
+        if name not in episodes or not np.all(np.abs(episodes[name]) < LARGEST):
+            raise ValueError(f"{name} is not a finite number in each row")
+    if np.any(np.diff(episodes["global_step"]) < 0):
+        raise ValueError("global_step goes back")
+    return episodes
+
+
+def read_run(folder):
+    """The run in `folder` as {"summary": …, "config": …, "episodes": …}; a ValueError with the reason if it is bad."""
+    run = {}
+    for name, read in (("summary.json", read_summary), ("config.json", read_config), ("episodes.csv", read_episodes)):
+        try:
+            if not (folder / name).is_file():  # reading a pipe would never end
+                raise ValueError("no such file")
+            run[name.split(".")[0]] = read(folder / name)
+        except Exception as error:  # of many kinds: files can hold anything
+            raise ValueError(f"{name}: {error}") from error
+    return run
+
+
+def find_runs(folder):
+    """The finished runs below `folder`; one line on standard error for each that is left out."""
+    runs = []
+    for path in sorted(folder.glob("*")):
+        try:
+            if path.is_dir() and {"summary.json", "config.json"} & set(os.listdir(path)):
+                runs.append(read_run(path))
+        except (OSError, ValueError) as error:
+            print(clean(f"left out: {path} ({str(error):.200})"), file=sys.stderr)
+    return runs
+
+
+def differing(runs):
+    """The options in which `runs` differ."""
+    options = [{key: x for key, x in run["config"].items() if key not in NO_OPTIONS} for run in runs]
+    keys = dict.fromkeys(key for these in options for key in these)
+    return [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
 
 
 def read_runs(folder):
     """The finished runs below `folder` as {(task, variant): [run, …]}, in the order of their seeds.
 
-    A variant is named after what sets the learning rate and after the options in which its runs differ from others.
+    A variant is named after what sets the learning rate, the script where a task has runs of several, and the options
+    in which its runs differ from others of the same script.
     """
-    groups, runs = {}, {}
-    for path in sorted(folder.glob("*/summary.json")):
-        summary, config = (json.loads((path.parent / name).read_text()) for name in ("summary.json", "config.json"))
-        if summary["status"] != "finished" or summary["final_return"] is None:
-            reason = "no episode has ended" if summary["status"] == "finished" else summary["status"]
-            print(f"left out: {path.parent} ({reason})", file=sys.stderr)
-            continue
-        control = config["lr_control"]
-        fixed = control if control == "cyclic" else f"{control} {config['learning_rate']:g}"
-        name = config["bandit"] if control == "bandit" else fixed
-        run = {"config": config, "summary": summary, "episodes": read_csv(path.parent / "episodes.csv")}
-        groups.setdefault((config["env_id"], name), []).append(run)
-
-    def differing(some_runs):
-        options = [{key: x for key, x in run["config"].items() if key not in NO_OPTIONS} for run in some_runs]
-        keys = dict.fromkeys(key for these in options for key in these)
-        return [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
-
-    for (task, name), group in sorted(groups.items(), key=lambda item: item[0]):
-        rivals = [run for (other, _), runs_of_it in groups.items() if other == task for run in runs_of_it]
-        keys = dict.fromkeys(differing(group) + [key for key in differing(rivals) if key not in CONTROL_OPTIONS])
+    groups, scripts, runs = {}, {}, {}
+    for run in find_runs(folder):
+        task, script, control = (run["config"][key] for key in ("env_id", "exp_name", "lr_control"))
+        fixed = control if control == "cyclic" else f"{control} {run['config']['learning_rate']:g}"
+        name = run["config"]["bandit"] if control == "bandit" else fixed
+        groups.setdefault((task, name, script), []).append(run)
+        scripts.setdefault(task, {}).setdefault(script, []).append(run)
+    for (task, name, script), group in sorted(groups.items(), key=lambda item: item[0]):
+        rivals = [key for key in differing(scripts[task][script]) if key not in CONTROL_OPTIONS]
+        keys = dict.fromkeys((["exp_name"] if len(scripts[task]) > 1 else []) + differing(group) + rivals)
         for run in sorted(group, key=lambda run: run["config"]["seed"]):
             values = {key: run["config"].get(key) for key in keys}
-            values |= {key: " ".join(map("{:g}".format, x)) for key, x in values.items() if isinstance(x, list)}
+            lists = {key: x for key, x in values.items() if isinstance(x, list)}
+            values |= {key: " ".join(str(item).removesuffix(".0") for item in x) for key, x in lists.items()}
             settings = ", ".join(f"{key} {x}" for key, x in values.items())
-            runs.setdefault((task, f"{name} ({settings})" if settings else name), []).append(run)
+            runs.setdefault((task, clean(f"{name} ({settings})" if settings else name)), []).append(run)
     for (task, name), group in runs.items():
         seeds = [run["config"]["seed"] for run in group]
         if len(set(seeds)) < len(seeds):
@@ -104,14 +180,30 @@ def read_runs(folder):
     return runs
 
 
+def find_mixed_code(runs):
+    """A line for each variant whose runs differ in the hashes of their code or, if a run lacks these, in the commit."""
+    lines = []
+    for (task, variant), group in runs.items():
+        codes = [run["config"].get("code") for run in group]
+        if not all(codes):
+            codes = [{"git_commit": run["config"].get("git_commit")} for run in group]
+        files = dict.fromkeys(file for code in codes for file in code)
+        different = [file for file in files if len({code.get(file) for code in codes}) > 1]
+        if different:
+            lines.append(clean(f"{task}, {variant}: pools runs of different code ({', '.join(different)})"))
+    return lines
+
+
 def interquartile_mean(scores):
-    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval."""
-    scores = {"": np.array(scores, dtype=float).reshape(len(scores), -1)}
-    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
-    mean, interval = library.get_interval_estimates(
-        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=BOOTSTRAP_REPETITIONS
-    )
-    return mean[""][0], *interval[""][:, 0]
+    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval.
+
+    As in rliable, the percentile bootstrap draws seeds anew for each task; here, all repetitions at once.
+    """
+    scores = np.array(scores, dtype=float).reshape(len(scores), -1)
+    seeds = np.random.RandomState(0).choice(len(scores), (BOOTSTRAP_REPETITIONS, *scores.shape))
+    samples = scores[seeds, np.arange(scores.shape[1])].reshape(BOOTSTRAP_REPETITIONS, -1)
+    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5])
+    return trim_mean(scores, 0.25, axis=None), low, high
 
 
 def show(x):
@@ -119,9 +211,13 @@ def show(x):
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
+def final_returns(group):
+    return {run["config"]["seed"]: run["summary"]["final_return"] for run in group}
+
+
 def paired_difference(group, baseline):
     """Final returns minus those of the same seeds in `baseline`: mean and 95 % interval of Student's t, as text."""
-    a, b = ({run["config"]["seed"]: run["summary"]["final_return"] for run in runs} for runs in (group, baseline))
+    a, b = final_returns(group), final_returns(baseline)
     seeds = sorted(a.keys() & b.keys())
     if group is baseline or len(seeds) < 2:
         return ""
@@ -148,36 +244,40 @@ def make_table(runs, baselines=()):
     return "\n".join(lines)
 
 
+def find_scale(task, groups):
+    """Mean return of the untrained policy on a task, and the highest mean final return of a constant rate.
+
+    The former is the mean over the episodes that end before the first update, of all runs.
+    """
+    constants = [group for group in groups if group[0]["config"]["lr_control"] == "constant"]
+    if not constants:
+        reject(f"--normalize: there is no run of {task} with --lr-control constant")
+    best = max(np.mean(list(final_returns(group).values())) for group in constants)
+    untrained = []
+    for run in (run for group in groups for run in group):
+        starts, *rollout = (run["config"].get(key) or 0 for key in ("learning_starts", "num_envs", "num_steps"))
+        before = run["episodes"]["global_step"] <= (starts or np.prod(rollout))
+        untrained += run["episodes"]["episodic_return"][before].tolist()
+    if not untrained or np.mean(untrained) >= best:
+        reject(f"--normalize: there is no constant rate of {task} that is better than the untrained policy")
+    return np.mean(untrained), best
+
+
 def normalized_returns(runs):
     """Final returns where the untrained policy has 0 and the best constant rate 1, {variant: {seed: (tasks,)}}.
 
-    The untrained policy's return is the mean over the episodes that end before the first update, of all runs of a task;
-    the best constant rate is the one with the highest mean final return on it. Only variants with runs on all tasks
-    are there, with the seeds that they have on all of them.
+    Only variants with runs on all tasks are there, with the seeds that they have on all of them.
     """
     scales, returns = {}, {}
-    for task in (tasks := sorted({task for task, _ in runs})):
-        groups = [group for (t, _), group in runs.items() if t == task]
-        constants = [group for group in groups if group[0]["config"]["lr_control"] == "constant"]
-        if not constants:
-            reject(f"--normalize: there is no run of {task} with --lr-control constant")
-        means = [np.mean([run["summary"]["final_return"] for run in group]) for group in constants]
-        untrained = []
-        for run in (run for group in groups for run in group):
-            config = run["config"]
-            first_update = config.get("learning_starts") or config["num_envs"] * config["num_steps"]
-            before = run["episodes"]["global_step"] <= first_update
-            untrained += run["episodes"]["episodic_return"][before].tolist()
-        scales[task] = np.mean(untrained), max(means)
+    for task in sorted({task for task, _ in runs}):
+        scales[task] = find_scale(task, [group for (of_task, _), group in runs.items() if of_task == task])
+    zeros, ones = np.array(list(scales.values())).T
     for variant in dict.fromkeys(name for _, name in runs):
-        if all((task, variant) in runs for task in tasks):
-            finals = [
-                {run["config"]["seed"]: run["summary"]["final_return"] for run in runs[t, variant]} for t in tasks
-            ]
-            seeds = sorted(set.intersection(*(set(of_task) for of_task in finals)))
-            zeros, ones = np.array([scales[task] for task in tasks]).T
-            scores = np.array([[of_task[seed] for of_task in finals] for seed in seeds]).reshape(-1, len(tasks))
-            returns[variant] = dict(zip(seeds, (scores - zeros) / (ones - zeros)))
+        finals = [final_returns(runs.get((task, variant), [])) for task in scales]
+        if all(finals):
+            seeds = sorted(set.intersection(*map(set, finals)))
+            scores = {seed: np.array([of_task[seed] for of_task in finals]) for seed in seeds}
+            returns[variant] = {seed: (x - zeros) / (ones - zeros) for seed, x in scores.items()}
     return returns
 
 
@@ -198,6 +298,7 @@ def make_normalized_table(runs, baselines=()):
     return "\n".join(lines)
 
 
+@plt.rc_context({"text.parse_math": False})  # a name is no formula
 def plot_learning_curves(runs, path):
     """Mean return over seeds, each seed shown thinly; a panel per task.
 
@@ -237,11 +338,15 @@ def main(argv=None):
     for baseline in args.baseline:
         if baseline not in (names := sorted({name for _, name in runs})):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
-    table = make_table(runs, args.baseline)
+    for line in (mixed := find_mixed_code(runs)):
+        print(f"warning: {line}", file=sys.stderr)
+    escaped = {tuple(name.translate(MARKDOWN) for name in names): group for names, group in runs.items()}
+    baselines = [name.translate(MARKDOWN) for name in args.baseline]
+    table = "\n\n".join([make_table(escaped, baselines), *(line.translate(MARKDOWN) for line in mixed)])
     if args.normalize:
-        table += "\n\n" + make_normalized_table(runs, args.baseline)
+        table += "\n\n" + make_normalized_table(escaped, baselines)
     print(table)
-    (args.folder / "report.md").write_text(table + "\n")
+    (args.folder / "report.md").write_text(table + "\n", encoding="utf-8")
     plot_learning_curves(runs, args.folder / "curves.png")
 
 

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bandits import BanditName, Rounds, make_bandit
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import check, check_meaning, given_options, parse_args
+from lrrl_utils.command_line import bandit_options, check, check_meaning, given_options, parse_args
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.ranges import (
     Count,
@@ -266,10 +266,9 @@ def main(argv=None):
     make_moments(critic_optimizer)
     make_moments(actor_optimizer)
     bandits = {}
-    options = {"step_size": args.bandit_step_size, "decay": args.bandit_decay, "window": args.bandit_window}
     with reject_errors("--learning-rates"):
         for i, name in enumerate(CONTROLLERS[scope] if scope else ()):
-            bandits[name] = make_bandit(args.bandit, args.learning_rates, (args.seed, i), **options)
+            bandits[name] = make_bandit(args.bandit, args.learning_rates, (args.seed, i), **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     stretch = 1000 if args.bandit_interval == "auto" else args.bandit_interval
     rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback, can_undo)

@@ -41,6 +41,7 @@ class AtariGames:
         args: with `env_id`, `noop_max`, `fire_reset`, `capture_video`, `checkpoint_interval`.
         num_envs: how many.
         rng: draws the seeds.
+        is_filmed: which games of the first environment to film with `capture_video`, by their number from 0.
 
     Attributes:
         obs: (num_envs, 4, 84, 84) uint8, the observations now.
@@ -49,8 +50,8 @@ class AtariGames:
         episodes: the (return, length in timesteps) of the games that ended with the last timestep.
     """
 
-    def __init__(self, args, num_envs, rng):
-        self._args, self._rng, self._envs = args, rng, make_envs(args, num_envs)
+    def __init__(self, args, num_envs, rng, is_filmed=capped_cubic_video_schedule):
+        self._args, self._rng, self._envs, self._is_filmed = args, rng, make_envs(args, num_envs), is_filmed
         self._fire = None
         if args.fire_reset and ale_py.Action.FIRE in self._envs.ale.get_action_set():
             self._fire = self._envs.ale.get_action_set().index(ale_py.Action.FIRE)
@@ -103,7 +104,7 @@ class AtariGames:
         if done[0] and self._args.capture_video:
             self.finish_film()
             self.game += 1
-            seeded[0] |= capped_cubic_video_schedule(self.game - 1)
+            seeded[0] |= self._is_filmed(self.game - 1)
         seeds = np.full(len(done), -1)
         for env in np.flatnonzero(seeded):
             seeds[env] = self._rng.integers(2**31)
@@ -125,8 +126,7 @@ class AtariGames:
         self._folder = folder
 
     def start_film(self, seed):
-        is_filmed = self._args.capture_video and capped_cubic_video_schedule(self.game - 1)
-        self.film = [seed] if is_filmed else []
+        self.film = [seed] if self._args.capture_video and self._is_filmed(self.game - 1) else []
 
     def finish_film(self):
         """Play the filmed game again for a video, in colour: what the agent itself sees is small and grey."""

@@ -84,9 +84,7 @@ def parse_args(args_class, argv=None, presets=None):
             meaningful = {"learning_rate"} if getattr(args, "bandit_scope", "joint") in ("critic", "actor") else set()
             check_meaning(args, given - meaningful, choice, meanings)
     if hasattr(args, "lr_range"):
-        bandit_options = {name for name in vars(args) if name.startswith("bandit_")} & given
-        options = {name: bandits_with(name.removeprefix("bandit_")) for name in bandit_options}
-        check_meaning(args, given, "bandit", {name: bandits for name, bandits in options.items() if bandits})
+        check_meaning(args, given, "bandit", {f"bandit_{name}": bandits_with(name) for name in bandit_options(args)})
         if {"learning_rates", "lr_range"} <= given:
             reject("--lr-range: takes the place of --learning-rates; give one of them")
     if hasattr(args, "learning_rates"):
@@ -115,6 +113,12 @@ def check_stored_words(args_class, args, words):
         known = word.startswith("--") and given_options([word]) <= names
         if word.startswith("-") and not known and not re.fullmatch(r"-[\d.]+(e[-+]?\d+)?", word):
             reject(f"--resume {args.resume}: its config.json holds {word!r}, which is no option of a run")
+
+
+def bandit_options(args):
+    """{option: value} of those --bandit-… options that are arguments of some bandit's constructor."""
+    options = {name.removeprefix("bandit_"): x for name, x in vars(args).items() if name.startswith("bandit_")}
+    return {name: x for name, x in options.items() if bandits_with(name)}
 
 
 def merge_with_resumed(args_class, args, presets=None):

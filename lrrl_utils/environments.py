@@ -7,17 +7,17 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from lrrl_utils.terminal import reject, reject_errors
+from lrrl_utils.terminal import reject, reject_errors, say
 
 mujoco.set_mju_user_warning(lambda message: None)  # its notes would go to the screen and into a MUJOCO_LOG.TXT
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")  # lets a machine without a screen record videos
 
 
-def make_env(args, render=False, bounded=False):
-    """One task with flat observations and a Box of actions, or `reject` its --env-id."""
+def make_env(args, render=None, bounded=False):
+    """One task with flat observations and a Box of actions, rendered in the mode `render`; or `reject` its --env-id."""
     with reject_errors(f"--env-id {args.env_id}"):
-        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
+        env = gym.make(args.env_id, disable_env_checker=True, **({"render_mode": render} if render else {}))
     if not (isinstance(env.action_space, gym.spaces.Box) and env.action_space.dtype.kind == "f"):
         reject(f"--env-id {args.env_id}: must be a task with a Box action space of floats, not {env.action_space}")
     if bounded and not env.action_space.is_bounded():
@@ -43,7 +43,10 @@ class ContinuousTasks:
     """
 
     def __init__(self, args, rng, bounded=False):
-        self.envs = [make_env(args, args.capture_video and i == 0, bounded) for i in range(args.num_envs)]
+        self.envs = [
+            make_env(args, "rgb_array" if args.capture_video and i == 0 else None, bounded)
+            for i in range(args.num_envs)
+        ]
         self.rng = rng
         self.obs_size = self.envs[0].observation_space.shape[0]
         space = self.envs[0].action_space
@@ -76,6 +79,7 @@ class ContinuousTasks:
 
     def record_videos(self, folder, global_step):
         """Film some episodes of the first task; those of a run that was resumed at `global_step` get other names."""
+        say("filming episodes 0, 1, 8, 27, … of the first task: rendering takes most of the time of a step")
         prefix = f"rl-video-from-{global_step}" if global_step else "rl-video"
         self.envs[0] = gym.wrappers.RecordVideo(self.envs[0], str(folder / "videos"), name_prefix=prefix)
 

@@ -1,10 +1,15 @@
 """What report.py promises: tables and figures from run folders, with every seed shown and finished runs only."""
 
 import json
+import os
+import time
+import warnings
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from rliable import library, metrics
 
 import report
 
@@ -19,6 +24,13 @@ def write_run(parent, task, seed, final_return, status="finished", **config):
     (folder / "summary.json").write_text(json.dumps(summary))
     rows = "".join(f"{step},{(final_return or 0) * step / 1000},100\n" for step in range(100, 1001, 100))
     (folder / "episodes.csv").write_text(f"global_step,episodic_return,episodic_length\n{rows}")
+    return folder
+
+
+def read_table(text):
+    """The cells of the first Markdown table in `text`, without its two header lines."""
+    rows = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
 
 
 def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_unfinished_runs(tmp_path, capsys):
@@ -95,14 +107,16 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
             write_run(tmp_path, task, seed, best / 2, lr_control="constant", learning_rate=1e-2, **before)
             write_run(tmp_path, task, seed, best * (0.4 + seed / 100), bandit="uniform", **before)
             write_run(tmp_path, task, seed, best * (0.7 + seed / 100), **before)
-    write_run(tmp_path, "Hopper-v5", 4, 66.0, **before)  # only on one of the tasks; as good as the others on average
+    # only on one of the tasks; as good as the others on average
+    write_run(tmp_path, "Hopper-v5", 4, 66.0, **before)
+    write_run(tmp_path, "Hopper-v5", 1, 66.0, bandit="drift", **before)
     untrained = 0.1 * 0.66  # (1 + 0.5 + 0.42 + 0.72) / 4 is 0.66
     report.main([str(tmp_path), "--normalize", "--baseline", "uniform"])
     text = capsys.readouterr().out.split("over all tasks")[1]
     rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in text.splitlines()[2:])}
     assert rows["constant 0.0003"][1].strip() == "1.00 [1.00, 1.00]"
     assert rows["constant 0.01"][1].strip().startswith(f"{(0.5 - untrained) / (1 - untrained):.2f} ")
-    assert rows["lrrl"][0].strip() == "3"
+    assert rows["lrrl"][0].strip() == "3" and "drift" not in rows
     assert rows["lrrl"][1].strip().startswith(f"{(0.72 - untrained) / (1 - untrained):.2f} [")
     difference = f"{0.3 / (1 - untrained):.2f}"  # in every pair the same
     assert rows["lrrl"][2].strip() == f"{difference} [{difference}, {difference}]"
@@ -121,6 +135,303 @@ def test_the_interval_covers_the_point_and_repeats():
     point, low, high = report.interquartile_mean(values)
     assert values.min() < low < point < high < values.max()
     assert report.interquartile_mean(values) == (point, low, high)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (5, 3)])
+def test_estimates_are_those_of_rliable_at_a_fraction_of_the_time(shape):
+    scores = np.random.default_rng(0).normal(100, 10, shape)
+    start = time.process_time()
+    ours = report.interquartile_mean(scores)
+    middle = time.process_time()
+    np.random.seed(0)
+    theirs = library.get_interval_estimates(
+        {"": scores.reshape(len(scores), -1)}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=10_000
+    )
+    np.testing.assert_allclose(ours, [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
+    assert middle - start < (time.process_time() - middle) / 5
+
+
+def edit(name, **entries):
+    """A function of a run folder that changes entries of a JSON file there; ... takes one away."""
+
+    def break_it(folder):
+        content = json.loads((folder / name).read_text()) | entries
+        (folder / name).write_text(json.dumps({key: x for key, x in content.items() if x is not ...}))
+
+    return break_it
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def replace(name, make):
+    """A function of a run folder that puts what `make` makes in place of a file."""
+
+    def break_it(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return break_it
+
+
+HEADER = b"global_step,episodic_return,episodic_length\n"
+BAD_FOLDERS = {  # what breaks a folder: what standard error says
+    "no summary": (replace("summary.json", lambda path: None), "summary.json: no such file"),
+    "no config": (replace("config.json", lambda path: None), "config.json: no such file"),
+    "no episodes": (replace("episodes.csv", lambda path: None), "episodes.csv: no such file"),
+    "summary a directory": (replace("summary.json", os.mkdir), "summary.json: no such file"),
+    "config a directory": (replace("config.json", os.mkdir), "config.json: no such file"),
+    "episodes a pipe": (replace("episodes.csv", os.mkfifo), "episodes.csv: no such file"),
+    "config a link to nothing": (replace("config.json", lambda path: path.symlink_to("x")), "config.json: no such"),
+    "summary empty": (write("summary.json", b""), "summary.json: Expecting value"),
+    "summary garbage": (write("summary.json", b"\xff\x00{"), "summary.json: 'utf-8'"),
+    "config cut off": (write("config.json", b'{"env_id": "Hop'), "config.json: Unterminated"),
+    "summary null": (write("summary.json", b"null"), "summary.json: holds no dictionary"),
+    "config a list": (write("config.json", b"[1]"), "config.json: holds no dictionary"),
+    "config deep": (write("config.json", b"[" * 100_000), "config.json: maximum recursion"),
+    "option deep": (write("config.json", b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}"), "config.json: x is [["),
+    "interrupted": (edit("summary.json", status="interrupted"), "interrupted"),
+    "no status": (edit("summary.json", status=...), "status"),
+    "status a list": (edit("summary.json", status=[1]), "status [1]"),
+    "no return": (edit("summary.json", final_return=...), "final_return is missing"),
+    "return null": (edit("summary.json", final_return=None), "no episode has ended"),
+    "return NaN": (edit("summary.json", final_return=float("nan")), "final_return is nan"),
+    "return infinite": (edit("summary.json", final_return=float("inf")), "final_return is inf"),
+    "return huge": (edit("summary.json", final_return=10**400), "final_return is 1000"),
+    "return a string": (edit("summary.json", final_return="1"), "final_return is '1'"),
+    "return true": (edit("summary.json", final_return=True), "final_return is True"),
+    "no AUC": (edit("summary.json", auc=...), "auc is missing"),
+    "AUC null": (edit("summary.json", auc=None), "auc is None"),
+    "step a string": (edit("summary.json", global_step="1000"), "global_step is '1000'"),
+    "no task": (edit("config.json", env_id=...), "env_id is missing"),
+    "task a number": (edit("config.json", env_id=5), "env_id is 5"),
+    "seed a string": (edit("config.json", seed="1"), "seed is '1'"),
+    "seed null": (edit("config.json", seed=None), "seed is None"),
+    "seed true": (edit("config.json", seed=True), "seed is True"),
+    "control a list": (edit("config.json", lr_control=["bandit"]), "lr_control is ['bandit']"),
+    "bandit null": (edit("config.json", bandit=None), "bandit is None"),
+    "rate a string": (edit("config.json", learning_rate="3e-4"), "learning_rate is '3e-4'"),
+    "rates a string": (edit("config.json", learning_rates="1 2"), "learning_rates is '1 2'"),
+    "rates with NaN": (edit("config.json", learning_rates=[float("nan")]), "learning_rates is [nan]"),
+    "rates with a list": (edit("config.json", learning_rates=[[1]]), "learning_rates is [[1]]"),
+    "script a number": (edit("config.json", exp_name=1), "exp_name is 1"),
+    "environments a string": (edit("config.json", num_envs="8"), "num_envs is '8'"),
+    "option NaN": (edit("config.json", gamma=float("nan")), "gamma is nan"),
+    "option a dictionary": (edit("config.json", gamma={"x": 1}), "gamma is {'x': 1}"),
+    "code a list": (edit("config.json", code=["x"]), "code is ['x']"),
+    "code with a list": (edit("config.json", code={"x.py": []}), "code is {'x.py': []}"),
+    "commit a list": (edit("config.json", git_commit=["x"]), "git_commit is ['x']"),
+    "episodes empty": (write("episodes.csv", b""), "episodes.csv: holds no episode"),
+    "header only": (write("episodes.csv", HEADER), "episodes.csv: holds no episode"),
+    "no header": (write("episodes.csv", b"1,2,3\n4,5,6\n"), "global_step is not a finite number"),
+    "text in a number": (write("episodes.csv", HEADER + b"100,ten,100\n"), "could not convert string to float"),
+    "row too short": (write("episodes.csv", HEADER + b"100,1,100\n200,1\n"), "rows of different lengths"),
+    "row too long": (write("episodes.csv", HEADER + b"100,1,100\n200,1,000,100\n"), "rows of different lengths"),
+    "line empty": (write("episodes.csv", HEADER + b"100,1,100\n\n"), "rows of different lengths"),
+    "NaN return": (write("episodes.csv", HEADER + b"100,1,100\n200,nan,100\n"), "episodic_return is not a finite"),
+    "missing return": (write("episodes.csv", HEADER + b"100,1,100\n200,,100\n"), "episodic_return is not a finite"),
+    "infinite step": (write("episodes.csv", HEADER + b"100,1,100\ninf,1,100\n"), "global_step is not a finite"),
+    "step that goes back": (write("episodes.csv", HEADER + b"200,1,100\n100,1,100\n"), "global_step goes back"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "reason"), BAD_FOLDERS.values(), ids=BAD_FOLDERS)
+def test_a_bad_run_folder_is_left_out_with_its_reason_on_one_line(break_it, reason, tmp_path, capsys):
+    folder = write_run(tmp_path, "Hopper-v5", 1, 10.0)
+    break_it(folder)
+    write_run(tmp_path, "Hopper-v5", 2, 20.0)
+    write_run(tmp_path, "Hopper-v5", 1, 30.0, lr_control="constant")
+    report.main([str(tmp_path)])
+    output, error = capsys.readouterr()
+    assert [row[1:3] for row in read_table(output)] == [["constant 0.0003", "1"], ["lrrl", "1"]]
+    assert "nan" not in output.lower()
+    assert error.count("\n") == 1 and error.startswith(f"left out: {folder} (") and reason in error, error
+
+
+def test_an_unreadable_folder_is_left_out(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0)
+    locked, listdir = write_run(tmp_path, "Hopper-v5", 2, 20.0), os.listdir
+
+    def refuse(path):  # permissions would not stop root
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    report.main([str(tmp_path)])
+    output, error = capsys.readouterr()
+    assert len(read_table(output)) == 1 and error.count("\n") == 1
+    assert error.startswith(f"left out: {locked} (") and "Permission denied" in error
+
+
+def test_a_reason_or_folder_name_with_codes_for_the_terminal_stays_one_plain_short_line(tmp_path, capsys):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0)
+    folder = write_run(tmp_path, "Hopper-v5", 2, 20.0)
+    (folder / "episodes.csv").write_bytes(HEADER + b"100,\x1b[31m" + b"x" * 1000 + b",100\n")
+    folder.rename(tmp_path / "red\x1b[31m\nrun")
+    report.main([str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "red run (" in error and "\x1b" not in error and len(error) < 500
+
+
+def test_when_no_run_is_left_the_last_line_says_so_with_code_2(tmp_path, capsys):
+    (write_run(tmp_path, "Hopper-v5", 1, 10.0) / "config.json").write_text("")
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path)])
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(lines) == 2 and "left out" in lines[0] and "FOLDER" in lines[1]
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_names_cannot_break_the_table_or_the_terminal(tmp_path, capsys):
+    name = "a|b\n<img src=x>&`c`\x1b[31m\x07\u202e[d](e)\\"
+    write_run(tmp_path, name, 1, 10.0, bandit=name)
+    write_run(tmp_path, name, 1, 10.0, bandit="uniform", **{"|x\n<b>": "|y\n<i>"})
+    shown = "a|b <img src=x>&`c` [d](e)\\"
+    report.main([str(tmp_path), "--baseline", f"{shown} (|x <b> None)"])
+    output = capsys.readouterr().out
+    assert len(output.splitlines()) == 4 and all(line.count("|") == 8 for line in output.splitlines())
+    assert not set(output) & set("<>`\\\x1b\x07\u202e") and "](" not in output
+    (task, variant, *_), (_, rival, *_) = read_table(output)
+    for entity, character in {"&#124;": "|", "&#60;": "<", "&#62;": ">", "&#91;": "[", "&#93;": "]"}.items():
+        task, variant, rival = (text.replace(entity, character) for text in (task, variant, rival))
+    assert task == "a|b <img src=x>&#38;&#96;c&#96; [d](e)&#92;"
+    assert variant == f"{task} (|x <b> None)" and rival == "uniform (|x <b> |y <i>)"
+
+
+def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
+    texts, savefig = [], Figure.savefig
+
+    def keep_texts(figure, *args, **kwargs):
+        texts.extend([*figure.legends[0].get_texts(), *(axis.title for axis in figure.axes)])
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep_texts)
+    name = r"$\frac{$"
+    write_run(tmp_path, name, 1, 10.0, bandit=name)
+    report.main([str(tmp_path)])
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert [text.get_text() for text in texts] == [f"{name}, 1 seeds", name]
+    assert report.plt.rcParams["text.parse_math"]  # as before
+
+
+OLD, NEW = {"ppo.py": "1" * 64, "bandits.py": "2" * 64}, {"ppo.py": "1" * 64, "bandits.py": "3" * 64}
+
+
+@pytest.mark.parametrize(
+    ("configs", "differ"),
+    [
+        (({"code": OLD, "git_commit": "a"}, {"code": NEW, "git_commit": "a"}), "bandits.py"),
+        (({"code": OLD, "git_commit": "a"}, {"code": dict(reversed(OLD.items())), "git_commit": "b"}), None),
+        (({"code": OLD}, {"code": OLD | {"checkpoints.py": "4" * 64}}), "checkpoints.py"),
+        (({"git_commit": "a"}, {"git_commit": "b"}), "git_commit"),
+        (({"git_commit": "a"}, {"git_commit": "a"}), None),
+        (({"code": OLD, "git_commit": "a"}, {"git_commit": "b"}), "git_commit"),
+        (({"code": OLD, "git_commit": "a"}, {"git_commit": "a"}), None),
+        (({"git_commit": None}, {"git_commit": "a"}), "git_commit"),
+        (({}, {}), None),
+    ],
+)
+def test_runs_of_different_code_in_a_variant_get_a_warning_and_a_note(configs, differ, tmp_path, capsys):
+    for seed, config in enumerate(configs):
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, **config)
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, bandit="uniform", git_commit="other")  # of one kind
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, lr_control="constant", git_commit="third")
+    report.main([str(tmp_path)])
+    output, error = capsys.readouterr()
+    assert [row[1:3] for row in read_table(output)] == [["constant 0.0003", "2"], ["lrrl", "2"], ["uniform", "2"]]
+    note = f"Hopper-v5, lrrl: pools runs of different code ({differ})\n" if differ else ""
+    assert error == (f"warning: {note}" if differ else "")
+    assert output.partition("\n\n")[2] == note
+    assert (tmp_path / "report.md").read_text() == output
+
+
+def test_a_note_on_code_is_escaped_and_stands_between_the_tables(tmp_path, capsys):
+    for seed in (1, 2):
+        code = {"<b>\x1b[31m.py": str(seed)}
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, lr_control="constant", code=code, learning_starts=100)
+    report.main([str(tmp_path), "--normalize"])
+    output, error = capsys.readouterr()
+    _, note, overall = output.split("\n\n")
+    assert "(&#60;b&#62;.py)" in note and "|" not in note and overall.startswith("| over all tasks")
+    assert error.count("\n") == 1 and "(<b>.py)" in error
+
+
+def test_variants_of_several_scripts_show_the_script_and_only_options_that_differ_within_it(tmp_path):
+    for value, interval in ((10.0, 2048), (20.0, 4096)):
+        write_run(tmp_path, "Hopper-v5", 1, value, exp_name="ppo", gamma=0.99, num_steps=8, bandit_interval=interval)
+    for scope in ("joint", "actor"):
+        write_run(tmp_path, "Hopper-v5", 1, 30.0, exp_name="sac", gamma=0.9, tau=0.005, bandit_scope=scope)
+    write_run(tmp_path, "Hopper-v5", 1, 40.0, exp_name="sac", gamma=0.9, tau=0.005, lr_control="constant")
+    write_run(tmp_path, "Walker2d-v5", 1, 50.0, exp_name="ppo", num_steps=8)
+    assert list(report.read_runs(tmp_path)) == [
+        ("Hopper-v5", "constant 0.0003 (exp_name sac)"),
+        ("Hopper-v5", "lrrl (exp_name ppo, bandit_interval 2048)"),
+        ("Hopper-v5", "lrrl (exp_name ppo, bandit_interval 4096)"),
+        ("Hopper-v5", "lrrl (exp_name sac, bandit_scope joint)"),
+        ("Hopper-v5", "lrrl (exp_name sac, bandit_scope actor)"),
+        ("Walker2d-v5", "lrrl"),
+    ]
+
+
+def test_a_run_that_names_no_script_stands_beside_others(tmp_path):
+    for seed, script in enumerate([{}, {"exp_name": None}, {"exp_name": "ppo"}]):
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, **script)
+    names = {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()}
+    assert names == {"lrrl (exp_name ppo)": 1, "lrrl (exp_name unknown)": 2}
+
+
+def test_files_and_folders_that_are_no_runs_are_passed_over(tmp_path, capsys):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0)
+    (tmp_path / "wandb").mkdir()
+    report.main([str(tmp_path)])
+    report.main([str(tmp_path)])  # beside the files that the first one has left
+    output, error = capsys.readouterr()
+    assert error == "" and output == 2 * (tmp_path / "report.md").read_text()
+
+
+def test_lists_of_options_that_differ_in_late_digits_are_not_pooled(tmp_path):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, learning_rates=[0.1, 1.0])
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, learning_rates=[0.100000001, 1.0])
+    names = [name for _, name in report.read_runs(tmp_path)]
+    assert names == ["lrrl (learning_rates 0.1 1)", "lrrl (learning_rates 0.100000001 1)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    {
+        "code": (OLD, NEW),
+        "checkpoint_interval": (0, 1000),
+        "resume": (None, "runs/a"),
+        "command_line": ([], ["--seed", "2"]),
+        "replay_device": ("cpu", "cuda"),
+        "threads": (1, 2),
+        "resumed": ([], [{"global_step": 5, "git_commit": "a"}]),
+        "git_commit": ("a", "b"),
+    }.items(),
+)
+def test_what_no_step_depends_on_makes_no_variant(key, values, tmp_path, capsys):
+    for seed, value in enumerate((*values, ...)):
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, **({} if value is ... else {key: value}))
+    assert {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()} == {"lrrl": 3}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("final", [0.5, 1.0])
+def test_a_scale_that_does_not_go_up_is_refused(final, tmp_path, capsys):
+    folder = write_run(tmp_path, "Hopper-v5", 1, final, lr_control="constant", learning_starts=100)
+    (folder / "episodes.csv").write_bytes(HEADER + b"100,1.0,100\n900,0.5,100\n")
+    with warnings.catch_warnings(action="error"), pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path), "--normalize"])
+    assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
+
+
+def test_without_an_untrained_episode_there_is_no_scale(tmp_path, capsys):
+    write_run(tmp_path, "Hopper-v5", 1, 10.0, lr_control="constant")  # tells of no first update
+    with warnings.catch_warnings(action="error"), pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path), "--normalize"])
+    assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["no/such/folder"]])
