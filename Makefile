@@ -16,7 +16,7 @@ test: install
 	.venv/bin/python -m pytest -n auto $(ARGS)
 
 soak: install
-	KILLS=25 .venv/bin/python -m pytest -n auto -k killed tests/test_resume.py $(ARGS)
+	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto -k killed tests/test_resume.py $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .

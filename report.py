@@ -25,7 +25,7 @@ import tyro
 from scipy.stats import trim_mean, ttest_rel
 
 from lrrl_utils.command_line import parse_args
-from lrrl_utils.logs import read_csv
+from lrrl_utils.measures import read_csv
 from lrrl_utils.terminal import reject
 
 matplotlib.use("Agg")

@@ -159,8 +159,9 @@ class Checkpoints:
                 for ring, count in enumerate(own["rows"]):
                     for index, rows in self.journal.read(ring, count):
                         self.replay.write(ring, index + np.arange(len(rows)), rows)
-        except (ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
-            reject(f"--resume {self.folder}: replay.bin or checkpoint.pt cannot be used: {error}")
+        except Exception as error:  # a forged file can raise nearly anything
+            problem = f"{type(error).__name__}: {error}".split("\n")[0]
+            reject(f"--resume {self.folder}: replay.bin or checkpoint.pt cannot be used ({problem})")
 
     def own_state(self, global_step):
         """What goes into a checkpoint beside the script's state."""

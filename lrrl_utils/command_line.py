@@ -22,7 +22,7 @@ from lrrl_utils.files import read_json
 from lrrl_utils.parser import given_options, parse_words
 from lrrl_utils.ranges import intervals_of, is_in
 from lrrl_utils.schedules import choose_arms
-from lrrl_utils.terminal import option_name, reject, reject_errors
+from lrrl_utils.terminal import open_terminal, option_name, reject, reject_errors
 
 SCHEDULES = ("linear", "exponential", "cosine")
 MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning for}}
@@ -70,13 +70,11 @@ def parse_args(args_class, argv=None, presets=None):
     With --resume, options that are not given are those of the run that is resumed. `command_line`, beside the fields of
     `args_class`, is the list of words that all of them came from. `learning_rates` is the tuple of arms that are meant.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal may not know a λ
+    open_terminal()
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_words(args_class, argv, presets)
     args.command_line = argv
-    if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
+    if getattr(args, "resume", None) is not None:
         args = merge_with_resumed(args_class, args, presets)
     given = given_options(args.command_line)
     for choice, meanings in MEANINGS.items():
@@ -123,8 +121,10 @@ def bandit_options(args):
 
 def merge_with_resumed(args_class, args, presets=None):
     """The arguments of the run in the folder `args.resume`, with what `args` may change of them; else `reject`."""
+    if not args.resume:
+        reject("--resume: must name a run folder")
     try:
-        config, summary = (read_json(Path(args.resume or "", f"{name}.json")) for name in ("config", "summary"))
+        config, summary = (read_json(Path(args.resume, f"{name}.json")) for name in ("config", "summary"))
         command_line, exp_name, status = config["command_line"], config["exp_name"], summary["status"]
     except (OSError, ValueError, KeyError):
         reject(f"--resume {args.resume}: must be a run folder, but holds no config.json and summary.json of a run")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from lrrl_utils.files import written_whole
-from lrrl_utils.logs import read_csv
+from lrrl_utils.measures import read_csv
 
 
 def plot_curves(folder):

@@ -9,58 +9,20 @@ import io
 import math
 import os
 import secrets
+import tempfile
 import threading
 from collections import deque
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lrrl_utils.files import open_regular, write_json
+from lrrl_utils.files import open_regular, write_json, written_whole
+from lrrl_utils.measures import entropy, shown_rate
 from lrrl_utils.terminal import say
 
 CLOSING_SECONDS = 10  # that TensorBoard gets to write its last events
-
-
-def entropy(probabilities):
-    """Entropy in nats: 0 for a certainty, log K for K equal probabilities."""
-    return -sum(p * math.log(p) for p in probabilities if p > 0)
-
-
-def final_return(episodes, global_step):
-    """Mean return of the episodes that ended in the last 10 % of timesteps, at least of the last 10; None without any.
-
-    `episodes` holds (global step, return) pairs in the order in which they ended.
-    """
-    late = sum(step > 0.9 * global_step for step, _ in episodes)
-    returns = [episodic_return for _, episodic_return in episodes[-max(late, 10) :]]
-    return float(np.mean(returns)) if returns else None
-
-
-def area_under_curve(episodes, global_step):
-    """Mean of the episodic return over the timesteps up to `global_step`; None without an episode.
-
-    A return holds from its episode's end until the next end (episodes that end together count by their mean); the time
-    before the first end counts for nothing. A mean over episodes, in contrast, would favour short ones.
-    """
-    if not episodes:
-        return None
-    steps, returns = np.array(episodes, dtype=np.float64).T
-    ends, which, counts = np.unique(steps, return_inverse=True, return_counts=True)
-    durations = np.diff(ends, append=global_step)
-    return float(np.average(np.bincount(which, returns) / counts, weights=durations if durations.any() else None))
-
-
-def read_csv(path):
-    """A CSV file as {column: (rows,) array} of floats, NaN where a field is empty; "controller" is one of strings."""
-    with open(open_regular(path), newline="") as file:
-        names, *rows = csv.reader(file)
-    columns = zip(names, zip(*rows) if rows else [()] * len(names))
-    return {n: np.array(fields if n == "controller" else [float(x or "nan") for x in fields]) for n, fields in columns}
-
-
-def shown_rate(learning_rate):
-    """A learning rate with the digits that a float32 has."""
-    return float(f"{np.float32(float(learning_rate)):.7g}")
 
 
 class Logs:
@@ -139,6 +101,7 @@ class Logs:
             say(f"W&B: {error}; tracking offline, see {self.folder / 'wandb'}", "stderr")
             wandb.teardown()  # or the id would still be in use
             os.environ.pop("WANDB_SERVICE", None)  # nor that of a parent process, such as a sweep's
+            os.environ["WANDB_MODE"] = "offline"
             self.wandb = wandb.init(**names, mode="offline")
         self.wandb.define_metric("*", step_metric="global_step")
         kept = {str(file.resolve()) for file in code}
@@ -179,7 +142,13 @@ class Logs:
                 self.writer.flush()
 
     def log_episode(self, global_step, episodic_return, episodic_length):
-        """Log an episode that has ended: raw return, length in timesteps."""
+        """Log an episode that has ended: raw return, length in timesteps.
+
+        Raises:
+            FloatingPointError: the return is not finite.
+        """
+        if not math.isfinite(episodic_return):
+            raise FloatingPointError(f"the return of an episode is {episodic_return}")
         self.episodes.append((global_step, episodic_return))
         self.write_row("episodes.csv", (global_step, episodic_return, episodic_length))
         lengths = {"charts/episodic_length": episodic_length}
@@ -217,6 +186,19 @@ class Logs:
         scalars |= {"lrrl/entropy": entropy(closed.probabilities)}
         scalars |= {"lrrl/pull_entropy": entropy(np.bincount(recent_arms) / len(recent_arms))}
         return scalars | {f"lrrl/probability/{rate:g}": p for rate, p in zip(self.arms, closed.probabilities)}
+
+    def save_model(self, model):
+        """Write `model.pt`, a dict that `torch.load(…, weights_only=True)` reads; elsewhere if there is no room."""
+        data = io.BytesIO()
+        torch.save(model, data)
+        for folder in (self.folder, Path(tempfile.gettempdir())):
+            name = "model.pt" if folder == self.folder else f"{self.folder.name}-model.pt"
+            with self.may_fail(name), written_whole(folder / name) as file:
+                file.write(data.getbuffer())
+            if name not in self.problems:
+                if folder != self.folder:
+                    self.problems["model.pt"] += f"; it is {folder / name}"
+                return
 
     def state_dict(self):
         recent_arms = {controller: list(arms) for controller, arms in self.recent_arms.items()}

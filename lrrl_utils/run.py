@@ -13,26 +13,24 @@ that came after the checkpoint are cut off.
 
 import contextlib
 import inspect
-import io
 import itertools
 import math
 import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from bandits import Rounds
 from lrrl_utils.checkpoints import Checkpoints
 from lrrl_utils.curves import plot_curves
-from lrrl_utils.files import lock, read_json, written_whole
-from lrrl_utils.logs import Logs, area_under_curve, final_return, shown_rate
+from lrrl_utils.files import lock, read_json
+from lrrl_utils.logs import Logs
+from lrrl_utils.measures import area_under_curve, final_return, shown_rate
 from lrrl_utils.origin import describe_origin
 from lrrl_utils.terminal import reject, say
 
@@ -109,19 +107,6 @@ class Run(Logs):
         """End the run if a signal has asked for it. Raises Stopped, a SystemExit."""
         if self.signal:
             raise Stopped(128 + self.signal)
-
-    def save_model(self, model):
-        """Write `model.pt`, a dict that `torch.load(…, weights_only=True)` reads; elsewhere if there is no room."""
-        data = io.BytesIO()
-        torch.save(model, data)
-        for folder in (self.folder, Path(tempfile.gettempdir())):
-            name = "model.pt" if folder == self.folder else f"{self.folder.name}-model.pt"
-            with self.may_fail(name), written_whole(folder / name) as file:
-                file.write(data.getbuffer())
-            if name not in self.problems:
-                if folder != self.folder:
-                    self.problems["model.pt"] += f"; it is {folder / name}"
-                return
 
     # START AND END
 

@@ -12,12 +12,26 @@ from tqdm import tqdm
 def say(text, stream="stdout"):
     """Print a line to standard output or error, at once; if nobody listens any more, that is no reason to stop."""
     file = getattr(sys, stream)
+    if file is None:
+        return
     try:
         with tqdm.external_write_mode(file=file):  # a progress bar makes room
             print(text, file=file, flush=True)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python would fail at its end
+
+
+def open_terminal():
+    """Make sure that standard input, output and error are there, whoever closed them, and can show any character."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, or the next file of ours would
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may not know a λ
 
 
 def option_name(name):
