@@ -32,8 +32,9 @@ def plot_curves(folder):
     for i, name in enumerate(names):
         of_this = {column: values[controllers == name] for column, values in rounds.items()}
         color = "black" if len(names) == 1 else f"C{i}"
-        # a round's row stands at its end: its rate held from the round before
-        axes[1].step(of_this["global_step"], of_this["learning_rate"], where="pre", color=color, label=name)
+        # a round's row stands at its end: its rate held from the end of the round before
+        ends, pulled = of_this["global_step"], of_this["learning_rate"]
+        axes[1].step([*ends[:1] * 0, *ends], [*pulled[:1], *pulled], where="pre", color=color, label=name)
         if probabilities:
             axes[2 + i].set_ylabel(f"probability {name}".strip())
             draw = draw_image if len(rates) > 10 else draw_lines  # of so many lines, none could be told from another
