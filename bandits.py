@@ -379,8 +379,8 @@ class Rounds:
         """
         if timesteps < 1:
             raise ValueError(f"timesteps must be 1 or more, not {timesteps}")
+        self.reward += as_finite(reward)
         self.timesteps += int(timesteps)
-        self.reward += float(reward)
         self.returns += map(float, returns)
         if self.timesteps >= self._stretch and (self.returns or self._feedback == "reward"):
             of_reward = self._feedback == "reward"

@@ -204,12 +204,13 @@ class Logs:
         recent_arms = {controller: list(arms) for controller, arms in self.recent_arms.items()}
         pulls = {controller: list(counts) for controller, counts in self.pulls.items()}
         state = {"rounds": dict(self.rounds), "pulls": pulls, "recent_arms": recent_arms, "rollbacks": self.rollbacks}
-        state |= {"wandb_id": self.wandb_id, "pending": dict(self.pending)}
+        state |= {"wandb_id": self.wandb_id, "pending": {name: rows.decode() for name, rows in self.pending.items()}}
         return state | {"sizes": {name: os.fstat(descriptor).st_size for name, descriptor in self.tables.items()}}
 
     def load_state_dict(self, state):
-        for name in ("rounds", "pulls", "rollbacks", "wandb_id", "pending"):
+        for name in ("rounds", "pulls", "rollbacks", "wandb_id"):
             setattr(self, name, state[name])
+        self.pending = {name: rows.encode() for name, rows in state["pending"].items()}
         for controller, arms in state["recent_arms"].items():
             self.recent_arms[controller].extend(arms)
 

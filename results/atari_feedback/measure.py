@@ -8,7 +8,8 @@ A random policy plays 40 rounds of 1,000 timesteps. Whatever `lrrl` prefers then
 import numpy as np
 
 from bandits import LRRL
-from dqn_atari_lrrl import Args, make_envs
+from dqn_atari_lrrl import Args
+from lrrl_utils.atari import make_envs
 
 GAMES = [
     "Pong",
