@@ -39,6 +39,8 @@ def as_finite(performance):
 class Bandit:
     """What every bandit has: its arms, its draws and the performances of the last rounds.
 
+    Attributes are its state, which checkpoints keep; those whose name starts with _ follow from the arguments.
+
     Args:
         arms: K learning rates, positive, finite and distinct, in any order.
         window: j, how many rounds, the one that closes included, an improvement is measured against (at least 2).
@@ -375,13 +377,14 @@ class Rounds:
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
 
         Raises:
-            ValueError: there is no timestep, or the performance is not finite.
+            ValueError: there is no timestep, or something is not finite. Nothing has changed then.
         """
         if timesteps < 1:
             raise ValueError(f"timesteps must be 1 or more, not {timesteps}")
-        self.reward += as_finite(reward)
+        reward, returns = as_finite(reward), [as_finite(x) for x in returns]
+        self.reward += reward
         self.timesteps += int(timesteps)
-        self.returns += map(float, returns)
+        self.returns += returns
         if self.timesteps >= self._stretch and (self.returns or self._feedback == "reward"):
             of_reward = self._feedback == "reward"
             self.observe(self.reward / self.timesteps if of_reward else sum(self.returns) / len(self.returns))
@@ -448,36 +451,42 @@ class Rounds:
         return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.floor) / 2)
 
     def close(self):
-        """End the round and credit its arms; returns a `ClosedRound` for each bandit (one where there is none)."""
-        performance = self.performance
-        closed = self._end(performance, lambda bandit: bandit.update(performance))
-        self.before.extend(self.observations)
-        self.observations, self.durations = [], []
+        """End the round and credit its arms; returns a `ClosedRound` for each bandit (one where there is none).
+
+        Raises:
+            RuntimeError: no round is open, or nothing was observed in it.
+        """
+        performance, observations = self.performance, self.observations
+        if self.is_open and performance is None:
+            raise RuntimeError("nothing was observed in this round")
+        closed = self._end(lambda bandit: bandit.update(performance))
+        self.before.extend(observations)
         return closed
 
     def fail(self):
         """End a round that has ruined the agent, which has been taken back to the start of it; returns as `close`.
 
-        Its arms are charged with a performance as far below the lowest seen as that is below the highest. What is
-        observed before the next `begin` shows where the agent starts from again.
+        Its arms are charged with a performance as far below the lowest seen as that is below the highest, or below 0
+        while one observation is known. What is observed before the next `begin` shows where the agent starts again.
+        Raises RuntimeError if no round is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.changes else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)
         before = list(self.before or [lowest])
-        closed = self._end(self.performance, lambda bandit: bandit.fail(charge, before))
+        closed = self._end(lambda bandit: bandit.fail(charge, before))
         self.before.clear()
-        self.observations, self.durations = [], []
         return closed
 
-    def _end(self, performance, credit):
+    def _end(self, credit):
         if not self.is_open:
             raise RuntimeError("no round is open: call begin() first")
-        self.is_open = False
-        self.count += 1
-        closed = []
+        performance, closed = self.performance, []
         for name, bandit in self._bandits.items():
             drawn = bandit.arm, bandit.learning_rate, bandit.drawn_from
             closed.append(ClosedRound(performance, name, *drawn, credit(bandit)))
+        self.is_open, self.observations, self.durations = False, [], []
+        self.count += 1
+        self.start_observation()
         return closed or [ClosedRound(performance)]
 
 

@@ -228,7 +228,7 @@ class ReplayBuffer:
         self.age[place], self.actions[place], self.rewards[place] = slots["age"], slots["action"], slots["reward"]
         self.terminations[place], self.truncations[place] = slots["termination"], slots["truncation"]
         self.final[place] = slots["final"]
-        np.maximum.at(self.count, envs, t + 1)
+        np.maximum.at(self.count, np.broadcast_to(envs, t.shape), t + 1)
 
     def stack(self, envs, t):
         """Where the 4 frames of the `t`-th observation of `envs` are, (k, 4); t counts as `self.count` does."""
@@ -376,8 +376,8 @@ def main(argv=None):
             episodic_returns = [episodic_return for episodic_return, _ in games.episodes]
             games.start_games(terminations | truncations)
 
-            # BANDIT: the agent earns a round's rewards while it learns with the round's rate. What is seen before the
-            # first update shows where it starts. Before an update, a round that is over is closed, the next drawn.
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
+            # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
             num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
             if global_step <= args.learning_starts:
                 num_updates = 0
@@ -390,7 +390,7 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), learning_rate)
             if num_updates and not rounds.is_open:
-                rounds.begin()
+                rounds.begin()  # draws an arm
                 trained.keep()
                 if bandits:
                     learning_rate.fill_(bandits["agent"].learning_rate)
@@ -403,11 +403,11 @@ def main(argv=None):
                     epsilon = get_epsilon(args, global_step)
                     charts = {"charts/epsilon": epsilon, "charts/learning_rate": learning_rate.item()}
                     run.log_scalars(scalars | charts, global_step)
-                    if not math.isfinite(scalars["losses/td_loss"]):
+                    if not math.isfinite(scalars["losses/td_loss"]):  # no need to wait until the round is over
                         if not can_undo:
                             raise FloatingPointError(f"learning rate {learning_rate:g} has led to an infinite loss")
                         undo_round(global_step, "the loss is not finite")
-                        num_updates = 0  # before the next one, an arm is drawn
+                        num_updates = 0  # the round is closed: learn again once another arm is drawn
 
             # LEARN
             for _ in range(num_updates):

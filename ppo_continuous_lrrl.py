@@ -294,18 +294,18 @@ def main(argv=None):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
 
             # BANDIT: this rollout shows what the update before it did, so it counts for the arm of that update (and the
-            # first rollout, before any update, for none). A round that is over is closed, and the next arm drawn.
+            # first rollout, before any update, for none). When a round is over, its arm is credited, and another drawn.
             rounds.earn(rollout_reward, batch_size, rollout_returns)
             if rounds.has_collapsed:
                 trained.undo()
                 run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back="performance has collapsed")
                 run.progress(global_step, learning_rate)
                 run.end_step(global_step)
-                continue  # this rollout is that of a policy given up; the next one shows where the agent starts from
+                continue  # this rollout came from the networks just undone: nothing is learnt from it
             if rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), learning_rate)
             if not rounds.is_open:
-                rounds.begin()
+                rounds.begin()  # draws an arm
                 trained.keep()
             if bandits:
                 learning_rate.fill_(bandits["agent"].learning_rate)
@@ -361,7 +361,7 @@ def main(argv=None):
             }
             run.log_scalars({name: value.item() for name, value in scalars.items()}, global_step)
             run.progress(global_step, learning_rate)
-            if not torch.isfinite(parameters).all():
+            if not trained.is_finite:
                 if not can_undo:
                     reason = "has led to parameters that are not finite"
                     raise FloatingPointError(f"learning rate {learning_rate:g} {reason}")

@@ -273,8 +273,8 @@ def main(argv=None):
     stretch = 1000 if args.bandit_interval == "auto" else args.bandit_interval
     rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback, can_undo)
 
-    def set_rates(base):
-        """Write the three rates, from the bandits' arms and from `base`, which is that of --learning-rate now."""
+    def set_rates(base=args.learning_rate):
+        """Write the three rates, from the arms that are drawn and from `base`, which a schedule moves."""
         arms = {name: bandit.learning_rate for name, bandit in bandits.items()}
         critic_lr.fill_(critic_rate := arms.get("critic", base))
         followed = base if scope in ("critic", "actor") else critic_rate
@@ -368,8 +368,8 @@ def main(argv=None):
                 if episode:
                     obs[i] = envs.reset(i)
 
-            # BANDIT: the agent earns a round's rewards while it learns with the round's rates. What is seen before the
-            # first update shows where it starts. Before an update, a round that is over is closed, the next drawn.
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rates; those before the first
+            # update count for no arm. When a round is over, its arms are credited, and others are drawn.
             rounds.earn(step_reward, args.num_envs, step_returns)
             if rounds.has_collapsed:
                 undo_round(global_step, "performance has collapsed")
@@ -378,10 +378,10 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), critic_lr)
             if global_step > args.learning_starts and not rounds.is_open:
-                rounds.begin()
+                rounds.begin()  # draws an arm for each bandit
                 trained.keep()
                 if bandits:
-                    set_rates(args.learning_rate)
+                    set_rates()
 
             # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
             if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:

@@ -160,7 +160,7 @@ class AtariGames:
         self.play_again()
         self.game, self.film = state["game"], list(state["film"])
         for name in ("obs", "returns", "steps", "lives", "life_lost", "wants_seed"):
-            setattr(self, name, state[name].numpy().copy())
+            setattr(self, name, state[name])
 
     def play_again(self):
         seeds = np.array([seed for seed, _ in self.played])

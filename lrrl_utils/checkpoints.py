@@ -153,6 +153,8 @@ class Checkpoints:
             self.last_step = own["global_step"]
             self.logs.load_state_dict(own["logs"])
             self.logs.episodes = [tuple(episode) for episode in own["episodes"]]
+            if changed := self.state.keys() ^ checkpoint["state"].keys():
+                raise ValueError(f"its state is of another script: {', '.join(sorted(changed))}")
             restore(self.state, checkpoint["state"])
             if self.journal:
                 self.journal.load_state_dict(own["journal"])

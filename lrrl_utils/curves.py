@@ -20,7 +20,8 @@ def plot_curves(folder):
     controllers = rounds.get("controller", np.full(len(rounds["round"]), ""))
     names = list(dict.fromkeys(controllers)) or [""]
     probabilities = [name for name in rounds if name.startswith("p_")]
-    rates = np.array(config["learning_rates"] if probabilities else rounds["learning_rate"])
+    arms = config.get("arms", {name: config["learning_rates"] for name in names})
+    rates = np.hstack([arms[name] for name in names]) if probabilities else rounds["learning_rate"]
     panels = 2 + len(names) * bool(probabilities)
     figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), sharex=True, layout="constrained")
     title = f"{config['env_id']}, {config['exp_name']}, seed {config['seed']}"
@@ -37,8 +38,10 @@ def plot_curves(folder):
         axes[1].step([*ends[:1] * 0, *ends], [*pulled[:1], *pulled], where="pre", color=color, label=name)
         if probabilities:
             axes[2 + i].set_ylabel(f"probability {name}".strip())
-            draw = draw_image if len(rates) > 10 else draw_lines  # of so many lines, none could be told from another
-            draw(axes[2 + i], of_this, sorted(zip(rates, probabilities), reverse=True))
+            draw = (
+                draw_image if len(arms[name]) > 10 else draw_lines
+            )  # of so many lines, none could be told from another
+            draw(axes[2 + i], of_this, sorted(zip(arms[name], probabilities), reverse=True))
     if len(names) > 1:
         axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes[-1].set_xlabel("timesteps")

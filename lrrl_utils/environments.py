@@ -93,7 +93,7 @@ class ContinuousTasks:
     def load_state_dict(self, state):
         """Play the running episodes again."""
         for i, (seed, actions) in enumerate(state["played"]):
-            self.played[i] = seed, list(actions.numpy())
+            self.played[i] = seed, list(actions)
             self.envs[i].reset(seed=seed)
             for action in self.played[i][1]:
                 self.envs[i].step(action)

@@ -30,21 +30,25 @@ class Logs:
 
     Args:
         folder: the run folder.
-        arms: the bandits' learning rates; none without a bandit.
-        controllers: names of the bandits, where there is more than one.
+        arms: {bandit: its learning rates}; empty without a bandit.
     """
 
-    def __init__(self, folder, arms=(), controllers=()):
-        self.folder, self.arms, self.controllers = folder, arms, controllers
+    def __init__(self, folder, arms):
+        self.folder, self.arms = folder, arms
+        self.controllers = tuple(arms) if len(arms) > 1 else ()
         self.problems = {}  # files that could not be written: why
         self.tables = {}  # file descriptors of the CSV files
         self.pending = {}  # bytes of rows that have found no room on the disk so far
         self.writer = self.wandb = self.wandb_id = None
         self.episodes = []  # (global step, return)
-        self.rounds = dict.fromkeys(controllers or [""], 0)
-        self.pulls = {controller: [0] * len(arms) for controller in self.rounds}
-        self.recent_arms = {controller: deque(maxlen=20) for controller in self.rounds}
+        self.rounds = dict.fromkeys(arms or [""], 0)
+        self.pulls = {name: [0] * len(rates) for name, rates in arms.items()}
+        self.recent_arms = {name: deque(maxlen=20) for name in arms}
         self.rollbacks = 0
+
+    @property
+    def most_arms(self):
+        return max(map(len, self.arms.values()), default=0)
 
     @contextlib.contextmanager
     def may_fail(self, name):
@@ -68,7 +72,7 @@ class Logs:
         round_columns = ["round", "global_step", "arm", "learning_rate", "performance", "feedback"]
         round_columns[2:2] = ["controller"] if self.controllers else []
         columns = {
-            "rounds.csv": round_columns + [f"p_{arm}" for arm in range(len(self.arms))],
+            "rounds.csv": round_columns + [f"p_{arm}" for arm in range(self.most_arms)],
             "episodes.csv": ["global_step", "episodic_return", "episodic_length"],
         }
         for name, header in columns.items():
@@ -160,32 +164,35 @@ class Logs:
         `rolled_back` is the reason where they were undone.
         """
         for closed in rounds:
-            controller = closed.bandit if self.controllers else ""
-            self.rounds[controller] += 1
+            name = closed.bandit or ""
+            self.rounds[name] += 1
             rate = shown_rate(learning_rate if closed.arm is None else closed.learning_rate)
-            row = [self.rounds[controller], global_step, closed.arm, rate, closed.performance, closed.feedback]
-            row[2:2] = [controller] if self.controllers else []
-            self.write_row("rounds.csv", row + [float(p) for p in closed.probabilities])
+            row = [self.rounds[name], global_step, closed.arm, rate, closed.performance, closed.feedback]
+            row[2:2] = [name] if self.controllers else []
+            padding = [None] * (self.most_arms - len(closed.probabilities))
+            self.write_row("rounds.csv", [*row, *map(float, closed.probabilities), *padding])
             scalars = {"lrrl/performance": closed.performance}
             if closed.arm is not None:
-                scalars |= self.pull_scalars(controller, closed)
-            if rolled_back:
-                say(f"step {global_step}: learning rate {rate:g} is rolled back: {rolled_back}", "stderr")
+                scalars |= self.pull_scalars(closed)
+            if rolled_back and closed is rounds[0]:  # two bandits make one rollback
                 self.rollbacks += 1
                 scalars |= {"lrrl/rollbacks": self.rollbacks}
-                rolled_back = None  # two bandits make one rollback
-            suffix = f"/{controller}" if controller else ""
-            self.log_scalars({name + suffix: x for name, x in scalars.items() if x is not None}, global_step)
+            suffix = f"/{name}" if self.controllers else ""
+            self.log_scalars({key + suffix: x for key, x in scalars.items() if x is not None}, global_step)
+        if rolled_back:
+            names = [f"{closed.bandit} " if self.controllers else "" for closed in rounds]
+            rates = ", ".join(f"{name}{shown_rate(closed.learning_rate):g}" for name, closed in zip(names, rounds))
+            say(f"step {global_step}: learning rate {rates} is rolled back: {rolled_back}", "stderr")
         self.flush()
 
-    def pull_scalars(self, controller, closed):
-        recent_arms = self.recent_arms[controller]
+    def pull_scalars(self, closed):
+        recent_arms, rates = self.recent_arms[closed.bandit], self.arms[closed.bandit]
         recent_arms.append(closed.arm)
-        self.pulls[controller][closed.arm] += 1
+        self.pulls[closed.bandit][closed.arm] += 1
         scalars = {"lrrl/arm": closed.arm, "lrrl/feedback": closed.feedback}
         scalars |= {"lrrl/entropy": entropy(closed.probabilities)}
         scalars |= {"lrrl/pull_entropy": entropy(np.bincount(recent_arms) / len(recent_arms))}
-        return scalars | {f"lrrl/probability/{rate:g}": p for rate, p in zip(self.arms, closed.probabilities)}
+        return scalars | {f"lrrl/probability/{rate:g}": p for rate, p in zip(rates, closed.probabilities)}
 
     def save_model(self, model):
         """Write `model.pt`, a dict that `torch.load(…, weights_only=True)` reads; elsewhere if there is no room."""

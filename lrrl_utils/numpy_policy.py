@@ -8,7 +8,7 @@ ACTIVATIONS = {nn.Tanh: np.tanh, nn.ReLU: lambda x: np.maximum(x, 0), nn.Identit
 
 
 def numpy_policy(network):
-    """`network` as it is now, as a function from float32 arrays to float32 arrays.
+    """`network` as a function from float32 arrays to float32 arrays; call it anew after an update.
 
     It is built from the layers themselves; where there is one that it does not know, torch computes them all.
     """

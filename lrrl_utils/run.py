@@ -69,8 +69,7 @@ class Run(Logs):
         self.resumed = (checkpoint or {}).get("run")
         folder = Path(args.resume) if checkpoint else self.make_folder()
         self.lock = checkpoint["lock"] if checkpoint else lock(folder)
-        names = tuple(bandits or ())
-        super().__init__(folder, args.learning_rates if names else (), names if len(names) > 1 else ())
+        super().__init__(folder, {name: bandit.arms for name, bandit in (bandits or {}).items()})
         self.checkpoints = Checkpoints(args, state, self, self.lock, replay)
         if checkpoint:
             self.checkpoints.restore(checkpoint)
@@ -128,6 +127,7 @@ class Run(Logs):
     def open_logs(self):
         origin = describe_origin(self.code, self.device)
         config = vars(self.args) | self.derived | origin
+        config |= {"arms": self.arms} if self.controllers else {}
         if self.resumed:
             begun = read_json(self.folder / "config.json")
             before = {name: begun.get(name) for name in origin}
@@ -230,7 +230,7 @@ class Run(Logs):
     def write_summary(self, status):
         names = ("env_id", "seed", "lr_control", "total_timesteps")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # KiB
-        pulls = (self.pulls if self.controllers else self.pulls[""]) if self.arms else None
+        pulls = self.pulls if self.controllers else next(iter(self.pulls.values()), None)
         summary = {name: getattr(self.args, name) for name in names} | {
             "bandit": self.args.bandit if self.arms else None,
             "global_step": self.global_step,

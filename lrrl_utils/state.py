@@ -7,10 +7,15 @@ Nothing is replaced that a script may hold by name: tensors and arrays are copie
 back. So a learning rate that is a tensor stays that tensor, and a captured CUDA graph stays valid.
 """
 
+import functools
+import types
 from collections import deque
+from itertools import zip_longest
 
 import numpy as np
 import torch
+
+NO_STATE = (types.FunctionType, types.MethodType, types.ModuleType, functools.partial, type)  # that could be captured
 
 
 def capture(x):
@@ -30,7 +35,7 @@ def capture(x):
     if isinstance(x, torch.Tensor):
         return x.detach().clone()
     if isinstance(x, np.ndarray):
-        return torch.from_numpy(x.copy())
+        return {"class": "ndarray", "values": torch.from_numpy(x.copy())}
     if isinstance(x, dict):
         return {name: capture(value) for name, value in x.items()}
     if isinstance(x, (list, tuple, deque)):
@@ -43,7 +48,7 @@ def capture(x):
         return [capture(x.state[parameter]) for group in x.param_groups for parameter in group["params"]]
     if hasattr(x, "state_dict"):
         return capture(x.state_dict())
-    if hasattr(x, "__dict__"):
+    if hasattr(x, "__dict__") and not isinstance(x, NO_STATE):
         return {"class": type(x).__name__} | capture(_attributes(x))
     raise TypeError(f"there is no way to capture {type(x).__name__}")
 
@@ -57,12 +62,14 @@ def restore(x, saved):
     if isinstance(x, torch.Tensor):
         x.data.copy_(saved)
     elif isinstance(x, np.ndarray):
-        x[...] = saved.numpy()
+        x[...] = revive(saved)
     elif isinstance(x, dict):
+        for name in x.keys() - saved.keys():
+            del x[name]
         for name, value in saved.items():
             x[name] = _restored(x.get(name), value)
     elif isinstance(x, (list, deque)):
-        values = [_restored(now, then) for now, then in zip(x, saved)] + saved[len(x) :]
+        values = [_restored(now, then) for now, then in zip_longest(x, saved)][: len(saved)]
         x.clear()
         x.extend(values)
     elif isinstance(x, np.random.Generator):
@@ -74,7 +81,7 @@ def restore(x, saved):
         for parameter, values in zip(parameters, saved, strict=True):
             restore(x.state[parameter], values)
     elif hasattr(x, "load_state_dict"):
-        x.load_state_dict(saved)
+        x.load_state_dict(revive(saved))
     else:
         if saved["class"] != type(x).__name__:
             raise ValueError(f"the state belongs to {saved['class']}, not to {type(x).__name__}")
@@ -88,13 +95,21 @@ def _attributes(x):
 
 
 def _restored(now, then):
-    """`now` brought back to `then` if it can change, else `then`."""
-    if isinstance(now, np.ndarray) and (not isinstance(then, torch.Tensor) or now.shape != tuple(then.shape)):
-        return np.array(then)
+    """`now` brought back to `then` if it can change, else what `then` was taken from."""
     if now is None or isinstance(now, (bool, int, float, str, tuple, np.generic)):
-        return then
+        return revive(then)
+    if isinstance(now, np.ndarray) and np.shape(revive(then)) != now.shape:
+        return revive(then)
     restore(now, then)
     return now
+
+
+def revive(saved):
+    """What `capture` made of plain values, arrays and tensors, as it was; tuples have become lists."""
+    if isinstance(saved, dict):
+        is_array = saved.get("class") == "ndarray"
+        return saved["values"].numpy().copy() if is_array else {name: revive(value) for name, value in saved.items()}
+    return [revive(value) for value in saved] if isinstance(saved, list) else saved
 
 
 def make_moments(optimizer):
