@@ -1,19 +1,28 @@
-"""Fixtures: run a training script in this process or as a process of its own, and read what it leaves behind."""
+"""Fixtures and helpers: run a training script here or as a process of its own, end it, read what it leaves behind."""
 
+import csv
 import json
 import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tracking import read_csv
+import ppo_continuous_lrrl as ppo
+from lrrl_utils.checkpoints import Checkpoints
+from lrrl_utils.measures import read_csv
+from lrrl_utils.run import Stopped
 
 ROOT = Path(__file__).parent.parent
+# A run of PPO in which a round, an update and an observation take 64 timesteps, with a checkpoint after every other one
+PENDULUM = "--env-id Pendulum-v1 --num-steps 64 --num-minibatches 4 --update-epochs 1 --bandit-interval 64"
+PENDULUM += " --checkpoint-interval 128 --no-cuda --seed 7"
 hypothesis.settings.register_profile("any speed", deadline=None)
 hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
@@ -36,6 +45,62 @@ def only_folder(parent):
     return RunFolder(path)
 
 
+def rows(path):
+    with open(path) as file:
+        return list(csv.reader(file))[1:]
+
+
+def contents(folder):
+    """{name: bytes} of the files in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def assert_equal_to_the_bit(folder, whole):
+    """Two run folders hold runs that were the same."""
+    for name in ("episodes.csv", "rounds.csv", "model.pt"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    ended, before = (json.loads((path / "summary.json").read_text()) for path in (folder, whole))
+    for name in ("status", "final_return", "auc", "pulls", "rollbacks", "global_step"):
+        assert ended[name] == before[name], name
+
+
+def last_step(folder, name="checkpoint.pt"):
+    """The timestep of a checkpoint."""
+    return torch.load(folder / name, weights_only=True)["run"]["global_step"]
+
+
+def scalars(folder, name):
+    """The (timestep, value) pairs of a scalar in TensorBoard's events."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def stop_after(monkeypatch, checkpoints):
+    """From now on, a run in this process ends after so many checkpoints, as if terminated just before the next one."""
+    save, count = Checkpoints.save, 0
+
+    def save_or_stop(self, global_step):
+        nonlocal count
+        count += 1
+        if count > checkpoints:
+            raise Stopped(143)
+        save(self, global_step)
+
+    monkeypatch.setattr(Checkpoints, "save", save_or_stop)
+
+
+def resume(main, folder, options=""):
+    main(["--resume", str(folder), *options.split()])
+    return RunFolder(folder)
+
+
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """train(main, "--option value …") runs a script's main() in this process; returns its run folder."""
@@ -53,21 +118,71 @@ def train(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def stop(train, monkeypatch, tmp_path):
+    """stop(main, options, n) starts a run in this process and ends it after `n` checkpoints; returns the folder."""
+
+    def run(main, options, checkpoints):
+        before = set(tmp_path.glob("runs*/*"))
+        with monkeypatch.context() as patch:
+            stop_after(patch, checkpoints)
+            with pytest.raises(SystemExit) as end:
+                train(main, options)
+        assert end.value.code == 143
+        (folder,) = set(tmp_path.glob("runs*/*")) - before
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def stopped(stop):
+    """A run of PPO that was stopped after its third checkpoint, at 384 of 1,024 timesteps; its folder."""
+    return stop(ppo.main, f"{PENDULUM} --total-timesteps 1024", 3)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, argv) asserts that main(argv) ends with one line and exit code 2; returns the line."""
+
+    def run(main, argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in argv])
+        output, error = capsys.readouterr()
+        assert end.value.code == 2 and output == "" and error.count("\n") == 1 and error.endswith("\n"), error
+        return error
+
+    return run
+
+
+@pytest.fixture
 def start(tmp_path):
-    """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs"."""
+    """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs".
+
+    `limit`, in bytes, is that of the size of a file: more fails as it does on a full disk, until the limit is lifted.
+    `closed` is a file descriptor that the process does not get.
+    """
     processes = []
 
-    def run(command, stderr=subprocess.PIPE, limit=None, **environment):
+    def run(command, limit=None, closed=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
         command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         env.pop("WANDB_SERVICE", None)  # of a test before, in this process
-        pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
-        if limit:  # of the size of a file, in bytes: more fails as it does on a full disk
-            pipes["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        def prepare():
+            if limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            if closed:
+                os.close(closed)
+
+        pipes = {"stdout": stdout, "stderr": stderr, "text": True}
+        pipes |= {"preexec_fn": prepare} if limit or closed else {}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
         return processes[-1]
 
     yield run
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bandits import Rounds
+from lrrl_utils.measures import read_csv
+
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 CALIBRATION = Path(__file__).parent / "calibration.json"
 SOURCES = {"ppo": "ppo_halfcheetah", "sac": "sac_hopper", "dqn": "dqn_breakout"}
@@ -78,15 +81,15 @@ HELD_OUT = ("rising", "cliff", "standing")
 
 def live(bandit, agent):
     """A whole life: `bandit` chooses the rates of `agent`. Returns the level that it ends at, and the arms used."""
-    arms = []
-    bandit.observe(agent.observe(), 1)
+    arms, rounds = [], Rounds({"agent": bandit})
+    rounds.earn(agent.observe(), 1)
     for _ in range(agent.calibration["steps"]):
-        if bandit.arm is None:
-            bandit.pull()
+        if not rounds.is_open:
+            rounds.begin()
         arms.append(bandit.arm)
-        bandit.observe(agent.step(bandit.learning_rate), 1)
-        if bandit.round_is_over:
-            bandit.update(bandit.performance)
+        rounds.earn(agent.step(bandit.learning_rate), 1)
+        if rounds.is_over:
+            rounds.close()
     return agent.level, arms
 
 
@@ -97,8 +100,6 @@ def calibrate(folder):
     deviation from the lines; outliers are further below than 3 robust deviations; the delay is the correlation of
     neighbouring deviations; the speed is the steepest tenth of the lines' slopes, over the noise.
     """
-    from tracking import read_csv
-
     rows = []
     for path in sorted(Path(folder).glob("*/rounds.csv")):
         performances = read_csv(path)["performance"]

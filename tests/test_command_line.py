@@ -1,80 +1,142 @@
-"""What command_line.py promises: one line for bad input, help for who asks, intervals as mathematics has them."""
+"""What lrrl_utils/command_line.py promises: every option is checked on its own and for a meaning beside the others."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-import command_line
+import ppo_continuous_lrrl as ppo
+import sac_mujoco_lrrl as sac
+from bandits import BANDITS, Bandit
+from lrrl_utils.command_line import bandit_options, check, check_meaning, parse_args
+from lrrl_utils.ranges import Rate, Share, Window
 
 
 @dataclass
 class Args:
-    exp_name: str = "name"
-    """a name"""
-    seed: int = 1
-    """a seed"""
-    rates: tuple[float, ...] = (1.0,)
-    """some rates"""
-    choice: Literal["one", "two"] = "one"
-    """a choice"""
-    run_dir: str = "runs"
-    """parent of run folders"""
+    exp_name: str = "name"  # a name
+    window: Window = 5  # a window
+    share: Share | None = None  # a share
+    choice: Literal["one", "two"] = "one"  # a choice
+    five: tuple[Rate, ...] = (1.0,)  # some rates
+    learns: bool = True  # whether it learns
+    run_dir: str = "runs"  # parent of run folders
+
+
+def test_arguments_come_with_the_words_that_they_were_made_of(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program.py", "--window", "7"])
+    args = parse_args(Args)
+    assert (args.window, args.command_line) == (7, ["--window", "7"]) and parse_args(Args, []).command_line == []
 
 
 @pytest.mark.parametrize(
-    ("argv", "named"),
+    ("line", "said"),
     [
-        ("--seed x", ["--seed", "'x'", "INT"]),
-        ("--seed", ["--seed"]),
-        ("--sed 3", ["--sed", "--seed"]),
-        ("--rates 1 a", ["--rates", "'a'", "FLOAT"]),
-        ("--choice three", ["--choice", "'three'", "'one'", "'two'"]),
-        ("stray", ["stray"]),
+        ("--window 1", "--window 1: must be in [2, inf)"),
+        ("--share 1.5", "--share 1.5: must be in [0, 1]"),
+        ("--share nan", "--share nan: must be in [0, 1]"),
+        ("--five 1e-3 1e-3 0", "--five 0.0: must be in [1e-37, 1e+37]"),
     ],
 )
-@pytest.mark.parametrize("columns", ["40", "200"])
-def test_a_wrong_command_line_gives_one_line_that_names_the_option(argv, named, columns, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit) as end:
-        command_line.parse_args(Args, argv.split())
-    output, error = capsys.readouterr()
-    assert end.value.code == 2 and output == "" and error.count("\n") == 1
-    assert all(name in error for name in named), error
-    assert not set(error) & set("╭│╰─\x1b")
+def test_a_type_names_the_interval_that_values_must_be_in(line, said, refused):
+    assert refused(lambda argv: parse_args(Args, argv), line.split()).endswith(f"error: {said}\n")
 
 
-def test_help_is_printed_and_is_no_error(capsys):
-    with pytest.raises(SystemExit) as end:
-        command_line.parse_args(Args, ["--help"])
-    assert not end.value.code
-    assert "some rates" in capsys.readouterr().out
+def test_what_is_in_its_interval_passes():
+    assert parse_args(Args, ["--share", "1"]).share == 1.0 and parse_args(Args, []).share is None
 
 
-def test_given_options_are_those_on_the_command_line_however_they_are_spelt():
-    given = command_line.given_options(["--seed", "3", "--env_id=A", "--no-cuda", "--learning-rates", "1e-3", "-1"])
-    assert given == {"seed", "env_id", "cuda", "learning_rates"}
-    assert command_line.given_options([]) == set()
-
-
-@pytest.mark.parametrize(
-    ("interval", "value", "accepted"),
-    [
-        ("[1, inf)", 1, True),
-        ("[1, inf)", 0, False),
-        ("(0, 1]", 0.0, False),
-        ("(0, 1]", 1.0, True),
-        ("(0, 1]", 1.1, False),
-        ("(0, inf)", math.inf, False),
-        ("[0, inf)", math.nan, False),
-        ("[0, 1]", 0.0, True),
-    ],
-)
-def test_check_reads_intervals_as_mathematics_does(interval, value, accepted, capsys):
+@pytest.mark.parametrize(("interval", "accepted"), [("[5, inf)", True), ("(5, inf)", False), ("[0, 4.5]", False)])
+def test_a_program_can_check_more(interval, accepted, refused):
     if accepted:
-        return command_line.check(Args(seed=value), interval, "seed")
-    with pytest.raises(SystemExit) as end:
-        command_line.check(Args(seed=value), interval, "seed")
-    assert end.value.code == 2
-    assert f"--seed {value}: must be in {interval}" in capsys.readouterr().err
+        return check(Args(), interval, "share", "exp_name", "window")  # what is no number is in every interval
+    assert f"--window 5: must be in {interval}" in refused(lambda argv: check(Args(), interval, "share", "window"), [])
+
+
+@pytest.mark.parametrize(
+    ("args", "choice", "meanings", "said"),
+    [
+        (Args(), "choice", {"run_dir": ("two",)}, "--run-dir: has no meaning with --choice one; it needs --choice two"),
+        (Args(choice="two"), "choice", {"run_dir": ("two",)}, None),
+        (Args(), "choice", {"share": ("two",)}, None),
+        (Args(), "learns", {"run_dir": (False,)}, "--run-dir: has no meaning with --learns; it needs --no-learns"),
+        (Args(learns=False), "learns", {"run_dir": (True,)}, "with --no-learns; it needs --learns"),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused_if_it_was_given(args, choice, meanings, said, refused):
+    def main(argv):
+        check_meaning(args, {"run_dir", "window"}, choice, meanings)
+
+    if said:
+        assert said in refused(main, [])
+    else:
+        main([])
+
+
+# --- the bandits' options ---------------------------------------------------------------------------------------------
+
+
+def parse(line, script=ppo):
+    return parse_args(script.Args, line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "feedback"),
+    [
+        ("", "return"),
+        ("--bandit exp3", "return"),
+        ("--bandit lrrl", "reward"),
+        ("--bandit uniform", "reward"),
+        ("--lr-control constant", "reward"),
+        ("--bandit lrrl --bandit-feedback return", "return"),
+        ("--bandit-feedback reward", "reward"),
+    ],
+)
+def test_a_rounds_performance_is_what_suits_its_bandit(line, feedback):
+    assert parse(line).bandit_feedback == parse(line, sac).bandit_feedback == feedback
+
+
+def test_arms_are_the_rates_that_are_meant():
+    assert parse("--learning-rates 1e-3 1e-4").learning_rates == (1e-3, 1e-4)
+    assert parse("--learning-rates sparse3").learning_rates == (3e-5, 3e-4, 3e-3)
+    assert len(parse("--lr-range 1e-4 1e-3").learning_rates) == 25
+
+
+def test_the_options_of_bandits_are_those_that_some_bandit_takes():
+    options = {"step_size": 0.2, "decay": None, "window": 5}
+    assert bandit_options(parse("")) == bandit_options(parse("--bandit-interval 64", sac)) == options
+
+
+@pytest.mark.parametrize(
+    ("bandit", "option", "has_it"),
+    [
+        ("lrrl", "step-size", True),
+        *(((bandit), "step-size", False) for bandit in ("drift", "uniform", "exp3", "moss", "ducb", "wucb")),
+        *(((bandit), "decay", True) for bandit in ("lrrl", "exp3", "ducb")),
+        *(((bandit), "decay", False) for bandit in ("drift", "uniform", "moss", "wucb")),
+        *(((bandit), "window", True) for bandit in ("drift", "lrrl", "uniform", "exp3", "moss", "ducb", "wucb")),
+    ],
+)
+def test_an_option_of_other_bandits_is_refused(bandit, option, has_it, refused):
+    value = "3" if option == "window" else "0.5"
+    line = f"--bandit {bandit} --bandit-{option} {value}"
+    if has_it:
+        assert bandit_options(parse(line))[option.replace("-", "_")] == float(value)
+    else:
+        error = refused(lambda argv: parse(line), [])
+        assert f"--bandit-{option}: has no meaning with --bandit {bandit}; it needs --bandit lrrl" in error
+
+
+@dataclass
+class ArgsOfMine(ppo.Args):
+    bandit_memory: float | None = None
+
+
+def test_a_bandit_of_ones_own_brings_its_options(monkeypatch):
+    class Mine(Bandit):
+        def __init__(self, arms, memory=0.9, window=5, seed=0):
+            super().__init__(arms, window, seed)
+
+    assert "memory" in bandit_options(ArgsOfMine())  # wucb has one
+    monkeypatch.setitem(BANDITS, "drift", Mine)
+    assert bandit_options(ArgsOfMine(bandit_memory=0.5))["memory"] == 0.5

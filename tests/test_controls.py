@@ -10,8 +10,9 @@ import dqn_atari_lrrl as dqn
 import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-import tracking
-from bandits import Bandit
+from bandits import Bandit, Rounds
+from lrrl_utils.run import Run
+from lrrl_utils.schedules import scheduled_rate
 from tests import toy_envs
 
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
@@ -43,21 +44,19 @@ def script(request, monkeypatch):
     """A script's module, the options of a small run, and the timesteps of an iteration of its loop."""
     module, options, timesteps = SCRIPTS[request.param]
     toy_envs.StepCounter.total = 0
-    monkeypatch.setattr(
-        module, "make_envs", lambda args, num_envs: toy_envs.TinyGame(num_envs, length=100), raising=False
-    )
+    monkeypatch.setattr("lrrl_utils.atari.make_envs", lambda args, n: toy_envs.TinyGame(n, length=100))
     return module, f"{options} --total-timesteps {TOTAL}", timesteps
 
 
 @pytest.fixture
 def optimizer_steps(monkeypatch):
-    """(class, learning rate, global step of the run) of every step of an optimizer, in order."""
+    """(class, learning rate, optimizer) of every step of an optimizer but its first, that of `make_moments`."""
     steps = []
     for cls in (torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD):
 
         class Spy(cls):
             def step(self, closure=None):
-                if self.param_groups[0]["params"][0].numel() > 1:  # not that of a schedule
+                if self.state:
                     steps.append((type(self).__mro__[1].__name__, self.param_groups[0]["lr"].item(), self))
                 return super().step(closure)
 
@@ -66,24 +65,15 @@ def optimizer_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("options", CONTROLS)
-def test_the_rate_is_the_formulas_at_every_quarter_of_a_run(options, script, monkeypatch):
-    module, small, timesteps = script
-    monkeypatch.setattr(module, "Run", lambda *args, **kwargs: pytest.fail("not wanted"))
+def test_a_scripts_options_give_the_rates_of_the_formulas(options, script):
+    module, small, _ = script
     args = module.parse_args(module.Args, [*small.split(), *options.split()])
-    rate, num_steps = CONTROLS[options], TOTAL // timesteps
-    scheduler = module.make_scheduler(args, num_steps)
-    rates = []
-    for _ in range(num_steps + 1):
-        rates.append(scheduler.get_last_lr()[0] if scheduler else args.learning_rate)
-        if scheduler:
-            scheduler.step()
-    for quarter in (0, 1, 2, 4):
-        n = round(num_steps * quarter / 4)
-        assert rates[n] == pytest.approx(rate(n * timesteps), rel=1e-9, abs=1e-18)
+    for t in range(TOTAL + 1):
+        assert scheduled_rate(args, t) == pytest.approx(CONTROLS[options](t), rel=1e-9, abs=1e-18)
 
 
 @pytest.mark.parametrize("options", CONTROLS)
-def test_every_update_uses_the_rate_of_its_timestep(options, script, train, optimizer_steps, recwarn):
+def test_every_update_uses_the_rate_of_its_timestep(options, script, train, optimizer_steps):
     module, small, timesteps = script
     train(module.main, f"{small} {options}")
     rate = CONTROLS[options]
@@ -92,7 +82,6 @@ def test_every_update_uses_the_rate_of_its_timestep(options, script, train, opti
     assert all(np.isclose(lr, expected, rtol=1e-6, atol=0).any() for lr in used)
     assert used[-1] == pytest.approx(expected[-1], rel=1e-5)  # the last iteration has an update, in every script
     assert len(set(used)) == 1 if "constant" in options else len(set(used)) > 2
-    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "sgd"])
@@ -109,6 +98,8 @@ def test_adamrel_counts_anew_when_the_objective_changes_and_keeps_its_moments(sc
 
     class Spy(torch.optim.Adam):
         def step(self, closure=None):
+            if not self.state:  # `make_moments`
+                return super().step(closure)
             before = [state["exp_avg"].abs().sum().item() for state in self.state.values()]
             super().step(closure)
             counts.append(next(iter(self.state.values()))["step"].item())
@@ -145,30 +136,24 @@ def test_a_range_of_rates_in_place_of_arms(script, train):
     assert (run.path / "curves.png").exists()
 
 
-def test_automatic_rounds_end_when_the_bandit_says_so(script, train, monkeypatch):
+def test_automatic_rounds_end_when_they_say_so(script, train, monkeypatch):
     module, small, _ = script
     small = small.replace("--bandit-interval 40", "--bandit-interval auto")
     if "atari" in module.__name__:
-        small += " --train-frequency 100"  # fewer updates
-    lengths = []
+        small += " --train-frequency 100 --end-e 1"  # networks have little to do
+    durations, close = [], Rounds.close
 
-    class Spy(Bandit):
-        """Rounds of three observations, whatever they are."""
+    def spy(self):
+        durations.append(self.durations)
+        return close(self)
 
-        probabilities = property(lambda self: np.eye(len(self.arms))[0])
-        round_is_over = property(lambda self: len(self.observations) == 3)
-
-        def learn(self, feedback):
-            lengths.append(self.durations)
-
-    monkeypatch.setattr("bandits.BANDITS", {"drift": Spy})
-    stretch = 80 if module is ppo else {sac: 1000}.get(module, 2000)
-    total = 8 * stretch if module is ppo else 5 * stretch  # a first observation, and a round and a bit
-    run = train(module.main, f"{small} --total-timesteps {total}")
-    assert len(run.rounds["round"]) >= 1
-    assert all(len(durations) == 3 for durations in lengths)
-    if module is not ppo:
-        assert {stretch} == {duration for durations in lengths for duration in durations}
+    monkeypatch.setattr(Rounds, "close", spy)
+    monkeypatch.setattr(Rounds, "is_over", property(lambda self: len(self.observations) == 2))
+    rollout = 40 if "--num-envs 2" in small else 20
+    stretch = rollout if module is ppo else {sac: 1000}.get(module, 2000)
+    run = train(module.main, f"{small} --total-timesteps {7 * stretch // 2}")  # a first observation, a round and a bit
+    assert len(run.rounds["round"]) == len(durations) == 1
+    assert durations == [[stretch] * 2]
 
 
 @pytest.mark.parametrize("reason", ["collapse", "not finite"])
@@ -190,26 +175,26 @@ def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
         at_pull.update(training_state())
         return original(self)
 
-    def fail(self, original=Bandit.fail):
+    def fail(self, *args, original=Bandit.fail):
         failed.append(self.learning_rate)
-        return original(self)
+        return original(self, *args)
 
-    def log_round(self, *args, original=tracking.Run.log_round, rolled_back=None, **kwargs):
+    def log_rounds(self, *args, original=Run.log_rounds, rolled_back=None):
         if rolled_back:
             undone.append(rolled_back)
             now = training_state()
             assert now and all(at_pull.get(key) for key in now), "it happens after a round that was not the first"
             for key, tensors in now.items():
                 assert all(torch.equal(x, then) for x, then in zip(tensors, at_pull[key], strict=True))
-        return original(self, *args, rolled_back=rolled_back, **kwargs)
+        return original(self, *args, rolled_back=rolled_back)
 
     monkeypatch.setattr(Bandit, "pull", pull)
     monkeypatch.setattr(Bandit, "fail", fail)
-    monkeypatch.setattr(tracking.Run, "log_round", log_round)
+    monkeypatch.setattr(Run, "log_rounds", log_rounds)
     rates = "1e-4 3e-4"
     if reason == "collapse":
-        collapsed = property(lambda self: bool(self.observations) and len(self.performances) == 2 and not undone)
-        monkeypatch.setattr(Bandit, "has_collapsed", collapsed)
+        collapsed = property(lambda self: bool(self.observations) and self.count == 2 and not undone)
+        monkeypatch.setattr(Rounds, "has_collapsed", collapsed)
     else:
         rates = "1e-4 1e30"
         choice = property(lambda self: np.eye(2)[int(len(self.performances) == 2 and not undone)])
@@ -226,12 +211,12 @@ def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
 
 @pytest.mark.parametrize("module", [dqn, iqn])
 def test_the_loss_of_a_round_that_was_undone_is_not_charged_to_the_next_arm(module, train, monkeypatch):
-    monkeypatch.setattr(module, "make_envs", lambda args, num_envs: toy_envs.TinyGame(num_envs, length=100))
+    monkeypatch.setattr("lrrl_utils.atari.make_envs", lambda args, n: toy_envs.TinyGame(n, length=100))
     failed = []
 
-    def fail(self, original=Bandit.fail):
+    def fail(self, *args, original=Bandit.fail):
         failed.append(self.learning_rate)
-        return original(self)
+        return original(self, *args)
 
     monkeypatch.setattr(Bandit, "fail", fail)
     monkeypatch.setattr("bandits.Uniform.probabilities", property(lambda self: np.eye(2)[(len(failed) + 1) % 2]))
@@ -243,7 +228,8 @@ def test_the_loss_of_a_round_that_was_undone_is_not_charged_to_the_next_arm(modu
 
 def test_without_rollback_no_round_is_undone(script, train, monkeypatch):
     module, small, _ = script
-    monkeypatch.setattr(Bandit, "has_collapsed", property(lambda self: True))
+    monkeypatch.setattr(Rounds, "has_collapsed", property(lambda self: self._rollback and self.is_open))
+    assert train(module.main, small).summary["rollbacks"] > 0
     run = train(module.main, f"{small} --no-rollback")
     assert run.summary["rollbacks"] == 0 and run.summary["status"] == "finished"
     with pytest.raises(SystemExit) as end:

@@ -1,6 +1,7 @@
 """What dqn_atari_lrrl.py promises, and iqn_atari_lrrl.py with it: frames, replay, targets, credit, bytes, presets."""
 
 import inspect
+import math
 import signal
 import time
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import dqn_atari_lrrl as dqn
 import iqn_atari_lrrl as iqn
+from lrrl_utils import atari
 from tests.conftest import RunFolder, only_folder
 from tests.toy_envs import TinyGame
 
@@ -50,58 +52,8 @@ def updates(monkeypatch):
     return record
 
 
-def play(monkeypatch, module, game):
-    monkeypatch.setattr(module, "make_envs", lambda args, num_envs, **options: game)
-
-
-# --- frames -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("game", ["Breakout", "Pong", "Seaquest"])
-def test_frames_and_rewards_equal_those_of_gymnasiums_own_preprocessing(game):
-    """Not to the byte, as OpenCV's resizing differs by a rounding between versions and processors."""
-    args = dqn.Args(env_id=f"{game}NoFrameskip-v4", noop_max=0, fire_reset=False)
-    ours = dqn.make_envs(args, 1)
-    theirs = gym.wrappers.AtariPreprocessing(gym.make(args.env_id), noop_max=0)
-    theirs = gym.wrappers.FrameStackObservation(theirs, 4, padding_type="zero")
-    rng = np.random.default_rng(1)
-    obs, reference = ours.reset(seed=np.array([1]))[0], theirs.reset(seed=1)[0]
-    close = []
-    for _ in range(1200):
-        close.append((np.abs(obs[0].astype(int) - reference) <= 1).mean())
-        action = rng.integers(ours.single_action_space.n)
-        obs, rewards, terminations, truncations, _ = ours.step(np.array([action]))
-        reference, reward, terminated, truncated, _ = theirs.step(action)
-        assert (rewards[0], terminations[0], truncations[0]) == (reward, terminated, truncated)
-        if terminated or truncated:
-            obs, reference = ours.reset(options={"reset_mask": np.array([True])})[0], theirs.reset()[0]
-    assert np.mean(close) >= 0.99
-
-
-def test_every_ale_game_can_be_made(monkeypatch):
-    v4, v5 = ([name for name in gym.registry if part in name] for part in ("NoFrameskip-v4", "ALE/"))
-    assert (len(v4), len(v5)) == (62, 104)
-    games = set()
-
-    def spy(game, num_envs, make=dqn.AtariVectorEnv, **options):
-        if game not in games:  # both ids of a game load the same file
-            games.add(game)
-            assert 3 <= make(game, num_envs, **options).single_action_space.n <= 18
-
-    monkeypatch.setattr(dqn, "AtariVectorEnv", spy)
-    for env_id in v4 + v5:
-        dqn.make_envs(dqn.Args(env_id=env_id, noop_max=0, fire_reset=False), 1)
-    assert len(games) == 104
-
-
-def test_the_id_of_a_game_decides_on_sticky_actions():
-    def frames_for_two_seeds(env_id):
-        envs = dqn.make_envs(dqn.Args(env_id=env_id, noop_max=0, fire_reset=False), 2)
-        envs.reset(seed=np.array([1, 2]))
-        return [envs.step(np.full(2, action))[0] for action in [1, 2, 3] * 30]
-
-    assert all((obs[0] == obs[1]).all() for obs in frames_for_two_seeds("BreakoutNoFrameskip-v4"))
-    assert any((obs[0] != obs[1]).any() for obs in frames_for_two_seeds("ALE/Breakout-v5"))
+def play(monkeypatch, game):
+    monkeypatch.setattr("lrrl_utils.atari.make_envs", lambda args, num_envs, **options: game)
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -112,8 +64,8 @@ def test_the_id_of_a_game_decides_on_sticky_actions():
 def test_the_replay_equals_brute_force_over_stored_stacks(n, num_envs):
     """Around starts and ends of games, lost lives, truncations and the seam of a ring that turns over three times."""
     rng = np.random.default_rng(0)
-    args = SimpleNamespace(update_horizon=n, gamma=0.9, num_envs=num_envs, buffer_size=60 * num_envs)
-    replay = dqn.ReplayBuffer(args, "cpu", "cpu")
+    args = SimpleNamespace(update_horizon=n, gamma=0.9, num_envs=num_envs)
+    replay = dqn.ReplayBuffer(args, 60 * num_envs, "cpu", "cpu")
     frame = lambda: rng.integers(1, 255, (84, 84), np.uint8)  # noqa: E731
     start = lambda: [np.zeros((84, 84), np.uint8)] * 3 + [frame()]  # noqa: E731
     stacks, steps = [start() for _ in range(num_envs)], np.zeros(num_envs, int)
@@ -156,8 +108,8 @@ def test_the_replay_equals_brute_force_over_stored_stacks(n, num_envs):
 
 
 def test_draws_are_uniform_over_the_transitions_in_the_replay():
-    args = SimpleNamespace(update_horizon=1, gamma=0.9, num_envs=2, buffer_size=40)
-    replay = dqn.ReplayBuffer(args, "cpu", "cpu")
+    args = SimpleNamespace(update_horizon=1, gamma=0.9, num_envs=2)
+    replay = dqn.ReplayBuffer(args, 40, "cpu", "cpu")
     for t in range(27):  # the rings of 20 have lost the first 7 slots, and 3 stacks lack a frame
         replay.add(np.arange(2), np.zeros((2, 84, 84), np.uint8), np.full(2, t), actions=[t, 100 + t])
     rng = np.random.default_rng(0)
@@ -191,10 +143,10 @@ def test_the_agent_learns_from_exactly_what_it_saw(script, train, monkeypatch):
 def test_the_default_replay_is_under_8_gb_and_taken_as_it_fills(train, monkeypatch):
     assert dqn.ReplayBuffer.bytes_needed(dqn.Args.buffer_size) < 7.5e9
     before = psutil.Process().memory_info().rss
-    args = SimpleNamespace(update_horizon=1, gamma=0.9, num_envs=1, buffer_size=dqn.Args.buffer_size)
-    replay = dqn.ReplayBuffer(args, "cpu", "cpu")
+    args = SimpleNamespace(update_horizon=1, gamma=0.9, num_envs=1)
+    replay = dqn.ReplayBuffer(args, dqn.Args.buffer_size, "cpu", "cpu")
     stored = sum(x.nbytes for x in vars(replay).values() if isinstance(x, np.ndarray | torch.Tensor))
-    assert stored <= dqn.ReplayBuffer.bytes_needed(args.buffer_size) + 84 * 84 + 8
+    assert stored <= dqn.ReplayBuffer.bytes_needed(dqn.Args.buffer_size) + 84 * 84 + 8
     for t in range(5000):
         replay.add(np.array([0]), np.full((1, 84, 84), 7, np.uint8), np.array([t]))
     assert psutil.Process().memory_info().rss - before < 100e6  # 35 MB are in use
@@ -229,7 +181,7 @@ def test_the_td_loss_equals_a_slow_reference():
 def test_q_values_track_the_returns_of_a_tiny_game(script, truncates, train, monkeypatch):
     """Reward 1 a step, γ = 0.5, games of three steps: 1.75, 1.5, 1 to a termination, 2 through a truncation."""
     module, small = script
-    play(monkeypatch, module, TinyGame(truncates=truncates))
+    play(monkeypatch, TinyGame(truncates=truncates))
     rate = "--lr-control constant --learning-rate 5e-4 --adam-eps 1e-5 --gamma 0.5 --target-network-frequency 80"
     run = train(module.main, f"{small} --total-timesteps 1600 {rate} --save-model --no-cuda --batch-size 8")
     network = module.QNetwork(2, *([32] if module is iqn else []))
@@ -246,7 +198,7 @@ def test_q_values_track_the_returns_of_a_tiny_game(script, truncates, train, mon
 
 
 def test_the_target_network_is_copied_at_its_period_and_at_no_other_time(train, updates, monkeypatch):
-    play(monkeypatch, dqn, TinyGame())
+    play(monkeypatch, TinyGame())
     train(dqn.main, f"{SMALL} --total-timesteps 240 --target-network-frequency 60 --lr-control constant")
     assert updates.at == list(range(44, 241, 4))
     for n in range(1, len(updates.at)):
@@ -257,7 +209,7 @@ def test_the_target_network_is_copied_at_its_period_and_at_no_other_time(train, 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 4, 16])
 def test_many_games_keep_the_replay_ratio(num_envs, train, updates, monkeypatch):
-    play(monkeypatch, dqn, TinyGame(num_envs))
+    play(monkeypatch, TinyGame(num_envs))
     train(dqn.main, f"{SMALL} --total-timesteps 320 --learning-starts 64 --num-envs {num_envs}")
     assert len(updates.at) == (320 - 64) // 4
 
@@ -294,7 +246,7 @@ def test_a_lost_life_ends_a_return_only_where_the_preset_says_so(train, monkeypa
 def test_a_round_is_credited_with_the_rewards_earned_while_its_rate_is_in_use(feedback, script, train, monkeypatch):
     module, small = script
     rewards = np.random.default_rng(0).integers(-3, 9, 1000)
-    play(monkeypatch, module, TinyGame(rewards=rewards.tolist()))
+    play(monkeypatch, TinyGame(rewards=rewards.tolist()))
     rates = {}  # timestep of an update: rate
 
     class SpyAdam(torch.optim.Adam):
@@ -302,23 +254,23 @@ def test_a_round_is_credited_with_the_rewards_earned_while_its_rate_is_in_use(fe
             rates[game.total] = self.param_groups[0]["lr"].item()
             return super().step(closure)
 
-    game = module.make_envs(None, 1)
+    game = atari.make_envs(None, 1)
     monkeypatch.setattr(torch.optim, "Adam", SpyAdam)
     options = f"{small} --total-timesteps 500 --bandit uniform --bandit-interval 50 --bandit-feedback {feedback}"
     run = train(module.main, options)
     earned = rewards if feedback == "raw-reward" else rewards.clip(-1, 1)
     start = 44  # the first update
-    assert run.rounds["global_step"].tolist() == list(range(start + 52, 501, 52))  # 52: the first update after 50
+    assert run.rounds["global_step"].tolist() == list(range(start + 50, 501, 52))
     for end, rate, performance in zip(*(run.rounds[x] for x in ("global_step", "learning_rate", "performance"))):
         assert performance == pytest.approx(np.mean(earned[start : int(end)]))
         assert {rates[step] for step in rates if start <= step < end} == {np.float32(rate)}
-        start = int(end)
+        start = 4 * math.ceil(end / 4)  # the next update
     assert len(set(run.rounds["learning_rate"])) > 1
 
 
 def test_the_return_feedback_waits_for_the_end_of_a_game(script, train, monkeypatch):
     module, small = script
-    play(monkeypatch, module, TinyGame(rewards=(7,), length=100))
+    play(monkeypatch, TinyGame(rewards=(7,), length=100))
     run = train(module.main, f"{small} --total-timesteps 500 --bandit-interval 8 --bandit-feedback return")
     assert run.rounds["global_step"].tolist() == [100, 200, 300, 400, 500]
     assert set(run.rounds["performance"]) == {700.0} == set(run.episodes["episodic_return"])
@@ -327,7 +279,7 @@ def test_the_return_feedback_waits_for_the_end_of_a_game(script, train, monkeypa
 @pytest.mark.parametrize("control", ["constant", "linear"])
 def test_without_a_bandit_rounds_are_logged_without_arms(control, script, train, monkeypatch):
     module, small = script
-    play(monkeypatch, module, TinyGame())
+    play(monkeypatch, TinyGame())
     run = train(module.main, f"{small} --total-timesteps 400 --lr-control {control} --learning-rate 1e-3")
     assert run.rounds["global_step"].tolist() == list(range(84, 401, 40))
     assert np.isnan(run.rounds["arm"]).all() and not any(name.startswith("p_") for name in run.rounds)
@@ -381,7 +333,7 @@ def test_a_game_ends_at_the_frame_limit_of_its_id_and_its_last_step_bootstraps(t
     gym.register("ShortPong-v0", "ale_py.env:AtariEnv", kwargs=limits | {"max_num_frames_per_episode": 80})
     steps, learnt = set(), []
 
-    class Spy(dqn.AtariVectorEnv):
+    class Spy(atari.AtariVectorEnv):
         def reset(self, **options):
             self.obs, info = super().reset(**options)
             return self.obs, info
@@ -396,7 +348,7 @@ def test_a_game_ends_at_the_frame_limit_of_its_id_and_its_last_step_bootstraps(t
         learnt.append(batch := sample(self, rng, batch_size))
         return batch
 
-    monkeypatch.setattr(dqn, "AtariVectorEnv", Spy)
+    monkeypatch.setattr(atari, "AtariVectorEnv", Spy)
     monkeypatch.setattr(dqn.ReplayBuffer, "sample", sample)
     run = train(dqn.main, f"--env-id ShortPong-v0 {SMALL} --total-timesteps 330")
     assert run.episodes["episodic_length"].tolist() == [20] * 16
@@ -406,40 +358,22 @@ def test_a_game_ends_at_the_frame_limit_of_its_id_and_its_last_step_bootstraps(t
             assert (before.numpy().tobytes(), after.numpy().tobytes()) in steps
 
 
-def test_videos_show_the_games_again_and_the_saved_model_plays(train, monkeypatch):
-    recorded = []
-
-    def record_game(args, folder, game, *recording, record_game=dqn.record_game):
-        record_game(args, folder, game, *recording)
-        if len(recording) > 1:
-            recorded.append((folder / f"videos/game-{game}.mp4", recording[0], recording[1:]))
-
-    monkeypatch.setattr(dqn, "record_game", record_game)
-    run = train(
-        dqn.main, f"{SMALL} --env-id ALE/Breakout-v5 --total-timesteps 700 --end-e 1 --capture-video --save-model"
-    )
-    assert len(recorded) >= 2
-    for (path, seed, actions), episodic_return in zip(recorded, run.episodes["episodic_return"]):
-        assert imageio_ffmpeg.count_frames_and_secs(str(path))[0] == len(actions)
-        game = dqn.make_envs(dqn.Args(env_id="ALE/Breakout-v5", noop_max=0, fire_reset=False), 1)
-        game.reset(seed=np.array([seed]))
-        assert sum(int(game.step(np.array([action]))[1][0]) for action in actions) == episodic_return
+def test_videos_are_those_of_its_games_and_the_saved_model_plays(train):
+    options = "--env-id ALE/Breakout-v5 --total-timesteps 700 --end-e 1 --capture-video --save-model"
+    run = train(dqn.main, f"{SMALL} {options}")
+    lengths = run.episodes["episodic_length"].astype(int).tolist()
+    frames = [imageio_ffmpeg.count_frames_and_secs(str(run.path / f"videos/game-{n}.mp4"))[0] for n in (1, 2)]
+    assert frames == lengths[:2] and len(lengths) < 9 and len([*(run.path / "videos").iterdir()]) == 2
     dqn.QNetwork(4).load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
 
 
-def test_an_evaluation_presses_fire_in_every_life_where_training_does(monkeypatch):
-    args = dqn.parse_args(dqn.Args, ["--preset", "cleanrl", "--eval-episodes", "1"], presets={"cleanrl": dqn.CLEANRL})
-    noop = lambda q_network, args, obs, epsilon, rng: np.zeros(len(obs), int)  # noqa: E731
-    monkeypatch.setattr(dqn, "act", noop)
-    played = []
-    step = dqn.AtariVectorEnv.step
-    monkeypatch.setattr(dqn.AtariVectorEnv, "step", lambda self, a: played.append(int(a[0])) or step(self, a))
-    assert len(dqn.evaluate(None, args)) == 1
-    assert played.count(1) == 4 and len(played) < 1000  # five lives, the reset starts the first
+def test_the_last_film_ends_with_the_run(train):
+    run = train(dqn.main, f"{SMALL} --total-timesteps 60 --capture-video")
+    assert imageio_ffmpeg.count_frames_and_secs(str(run.path / "videos/game-1.mp4"))[0] == 60
 
 
 def test_presets_fill_what_is_not_given(train, monkeypatch):
-    play(monkeypatch, dqn, TinyGame())
+    play(monkeypatch, TinyGame())
     short = "--total-timesteps 100 --learning-starts 50 --buffer-size 100 --lr-control constant"
     dopamine = train(dqn.main, short).config
     cleanrl = train(dqn.main, f"{short} --preset cleanrl --adam-eps 1e-3 --exploration-steps 7").config
@@ -460,16 +394,16 @@ def test_epsilon_falls_as_in_dopamine_or_as_in_cleanrl():
 
 
 def test_the_two_scripts_differ_in_the_algorithm_alone():
-    for name in ("ReplayBuffer", "make_envs", "get_epsilon", "act", "evaluate", "record_game"):
+    for name in ("ReplayBuffer", "make_optimizer", "get_epsilon", "act"):
         assert inspect.getsource(getattr(dqn, name)) == inspect.getsource(getattr(iqn, name)), name
     ours, theirs = (set(inspect.getsource(module.main).splitlines()) for module in (dqn, iqn))
-    assert len(ours - theirs) <= 2 and len(theirs - ours) <= 3
+    assert len(ours - theirs) == len(theirs - ours) == 1  # the networks' constructor
 
 
 @pytest.mark.parametrize("options", ["--compile", "--amp"])
 def test_compiled_and_bfloat16_updates_stay_close_to_plain_ones(options, script, monkeypatch, train):
     module, small = script
-    play(monkeypatch, module, TinyGame())
+    play(monkeypatch, TinyGame())
     compiled = []
     real_compile = torch.compile
     count = CompileCounterWithBackend("inductor")
@@ -504,11 +438,3 @@ def test_an_interrupted_run_keeps_everything_and_says_so(start, tmp_path):
     assert process.wait(timeout=30) == 130
     run = only_folder(tmp_path / "runs")
     assert run.summary["status"] == "interrupted" and run.summary["global_step"] >= 100 and len(run.rounds["round"]) > 1
-
-
-def test_a_replay_that_does_not_fit_is_told_what_it_needs(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000_000))
-    with pytest.raises(SystemExit) as end:
-        dqn.main(["--run-dir", str(tmp_path / "runs")])
-    assert end.value.code == 2 and not (tmp_path / "runs").exists()
-    assert "--buffer-size 1000000" in (error := capsys.readouterr().err) and "7.1 GB" in error and "1.0 GB" in error

@@ -18,6 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_continuous_lrrl as ppo
+from lrrl_utils.environments import evaluate
+from lrrl_utils.numpy_policy import numpy_policy
 from tests import toy_envs
 from tests.conftest import RunFolder, only_folder
 
@@ -158,7 +160,9 @@ def test_log_probabilities_entropy_and_numpy_policy_agree_with_torch_distributio
     distribution = torch.distributions.Normal(agent.actor_mean(obs), agent.actor_logstd.exp())
     assert torch.allclose(agent.get_log_prob(obs, actions), distribution.log_prob(actions).sum(1), atol=1e-5)
     assert torch.allclose(agent.get_entropy(), distribution.entropy().sum(1).mean())
-    assert agent.numpy_policy()(obs.numpy()) == pytest.approx(agent.actor_mean(obs).detach().numpy(), abs=1e-6)
+    assert numpy_policy(agent.actor_mean)(obs.numpy()) == pytest.approx(
+        agent.actor_mean(obs).detach().numpy(), abs=1e-6
+    )
 
 
 def test_one_step_on_the_flat_parameters_equals_clipping_and_adam_on_each():
@@ -219,16 +223,14 @@ def test_running_statistics_equal_those_of_all_data():
     assert np.abs(stats.normalize(np.full(4, 1e9))).max() == 10
 
 
-def test_evaluation_leaves_the_statistics_alone_and_repeats():
-    stats = ppo.RunningMeanStd(mean=np.zeros(3))
-    for obs in np.random.default_rng(0).normal(size=(100, 3)):
-        stats.update(obs)
-    before = stats.count, stats.mean.tolist(), stats.std.tolist()
-    args = ppo.Args(env_id="Pendulum-v1", eval_episodes=3)
-    agent = ppo.Agent(3, 1)
-    returns = ppo.evaluate(agent, stats, args)
-    assert len(returns) == 3 and returns == ppo.evaluate(agent, stats, args)
-    assert (stats.count, stats.mean.tolist(), stats.std.tolist()) == before
+def test_evaluation_leaves_the_agent_and_its_statistics_alone(train):
+    options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 640 --save-model"
+    runs = [train(ppo.main, f"{options} --eval-episodes {episodes}") for episodes in (0, 3)]
+    assert "eval_returns" not in runs[0].summary and len(runs[1].summary["eval_returns"]) == 3
+    assert runs[0].bytes("episodes.csv") == runs[1].bytes("episodes.csv")
+    a, b = (torch.load(run.path / "model.pt", weights_only=True) for run in runs)
+    assert all(torch.equal(a["agent"][name], b["agent"][name]) for name in a["agent"])
+    assert all(torch.equal(a[name], b[name]) for name in ("obs_mean", "obs_std"))
 
 
 # --- the run folder ---------------------------------------------------------------------------------------------------
@@ -251,12 +253,11 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train):
     assert matplotlib.image.imread(run.path / "curves.png").std() > 0.05
 
     model = torch.load(run.path / "model.pt", weights_only=True)
-    stats = ppo.RunningMeanStd()
-    stats.normalize = lambda x: ((x - model["obs_mean"].numpy()) / model["obs_std"].numpy()).clip(-10, 10)
-    agent = ppo.Agent(3, 1)
+    agent, mean, std = ppo.Agent(3, 1), model["obs_mean"].numpy(), model["obs_std"].numpy()
     agent.load_state_dict(model["agent"])
+    act = lambda obs: numpy_policy(agent.actor_mean)(((obs - mean) / std).clip(-10, 10).astype(np.float32))  # noqa: E731
     args = ppo.Args(env_id="Pendulum-v1", eval_episodes=2, seed=5)
-    assert ppo.evaluate(agent, stats, args) == summary["eval_returns"]
+    assert evaluate(args, act, SimpleNamespace(stop_if_asked=lambda: None)) == summary["eval_returns"]
 
     events = EventAccumulator(str(run.path))
     events.Reload()

@@ -31,7 +31,8 @@ def rates(monkeypatch):
     class SpyAdam(torch.optim.Adam):
         def step(self, closure=None):
             groups = [group["lr"].item() for group in self.param_groups]
-            steps.append((toy_envs.StepCounter.total, "critic" if len(groups) == 1 else "actor", *groups))
+            if self.state:  # else it is the step of `make_moments`
+                steps.append((toy_envs.StepCounter.total, "critic" if len(groups) == 1 else "actor", *groups))
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "Adam", SpyAdam)
