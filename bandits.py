@@ -121,8 +121,9 @@ class Bandit:
         """Close a round that has ruined the agent, which is then taken back to the start of it; returns f'_n.
 
         `performance` is what the arm is charged with, `before` what a first round is measured against. Neither is
-        remembered, or later rounds would be praised for being better than this one. Raises RuntimeError as `update`.
+        remembered, or later rounds would be praised for being better than this one. Raises as `update` does.
         """
+        performance = as_finite(performance)
         self.check_pulled()
         performances = self.performances.copy()
         self.performances.extend(() if performances else before)

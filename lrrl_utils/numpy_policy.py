@@ -13,7 +13,7 @@ def numpy_policy(network):
     It is built from the layers themselves; where there is one that it does not know, torch computes them all.
     """
     functions = []
-    for layer in network if isinstance(network, nn.Sequential) else [network]:
+    for layer in network if type(network) is nn.Sequential else [network]:
         if type(layer) is nn.Linear and layer.bias is not None:
             weight, bias = layer.weight.detach().cpu().numpy().T, layer.bias.detach().cpu().numpy()
             functions.append(lambda x, weight=weight, bias=bias: x @ weight + bias)
@@ -35,6 +35,6 @@ def torch_policy(network):
 
     @torch.no_grad()
     def policy(x):
-        return network(torch.from_numpy(x).to(device)).cpu().numpy()
+        return network(torch.tensor(x, device=device)).cpu().numpy()
 
     return policy

@@ -6,8 +6,7 @@ import inspect
 import io
 import re
 import sys
-import types
-from typing import Annotated, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -59,14 +58,16 @@ def parse_words(args_class, argv, presets=None):
     hints = get_type_hints(args_class)
     words, option = [], None
     for word in argv:
-        option = word[2:].split("=")[0].replace("-", "_") if word.startswith("--") else option
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = name[2:].replace("-", "_") if name else option
+        hint = hints.get(option)
+        kinds = (hint, *get_args(hint))
         if option in ELSEWHERE and option not in names:
             reject(f"{option_name(option)}: is no option here; use {ELSEWHERE[option]}")
-        if "," in word and get_origin(hints.get(option)) in (Union, types.UnionType, tuple):
-            reject(f"{option_name(option)} {word}: must be separated by spaces, like {word.replace(',', ' ')}")
-        is_whole = re.fullmatch(r"\d+(\.\d+)?e\+?\d+", word, re.IGNORECASE) and float(word).is_integer()
-        is_int = is_whole and int in (hints.get(option), *get_args(hints.get(option)))
-        words.append(str(int(float(word))) if is_int else word)  # 1e6 timesteps
+        if "," in value and tuple in map(get_origin, kinds):
+            reject(f"{option_name(option)} {value}: must be separated by spaces, like {value.replace(',', ' ')}")
+        is_whole = re.fullmatch(r"\d+(\.\d+)?e\+?\d+", value, re.IGNORECASE) and float(value).is_integer()
+        words.append(f"{name}{equals}{int(float(value))}" if is_whole and int in kinds else word)  # 1e6 timesteps
     described_by = (sys.modules[args_class.__module__].__doc__ or "").split("\n")[0]
     output, errors = io.StringIO(), io.StringIO()
     try:

@@ -41,7 +41,7 @@ def capture(x):
     if isinstance(x, (list, tuple, deque)):
         return [capture(value) for value in x]
     if isinstance(x, np.random.Generator):
-        return x.bit_generator.state
+        return capture(x.bit_generator.state)
     if isinstance(x, torch.Generator):
         return x.get_state()
     if isinstance(x, torch.optim.Optimizer):
@@ -73,7 +73,7 @@ def restore(x, saved):
         x.clear()
         x.extend(values)
     elif isinstance(x, np.random.Generator):
-        x.bit_generator.state = saved
+        x.bit_generator.state = revive(saved)
     elif isinstance(x, torch.Generator):
         x.set_state(saved)
     elif isinstance(x, torch.optim.Optimizer):
@@ -85,6 +85,8 @@ def restore(x, saved):
     else:
         if saved["class"] != type(x).__name__:
             raise ValueError(f"the state belongs to {saved['class']}, not to {type(x).__name__}")
+        if getattr(x, "arms", None) != saved.get("arms"):
+            raise ValueError(f"the state belongs to a bandit with the arms {saved.get('arms')}, not {x.arms}")
         for name, value in saved.items():
             if name != "class":
                 setattr(x, name, _restored(getattr(x, name, None), value))
@@ -115,13 +117,14 @@ def revive(saved):
 def make_moments(optimizer):
     """Let `optimizer` make what it keeps for each parameter, so that `restore` has something to copy into.
 
-    A step of zero gradients does it; it changes no parameter, and the count of steps goes back to 0.
+    A step of zero gradients does it; parameters stay as they are, and the count of steps goes back to 0.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters]
+    gradients, values = [parameter.grad for parameter in parameters], capture(parameters)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
+    restore(parameters, values)  # weight decay has moved them
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient
     reset_step_counts(optimizer)
