@@ -299,6 +299,7 @@ def main(argv=None):
             if rounds.has_collapsed:
                 trained.undo()
                 run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back="performance has collapsed")
+                run.log_scalars({"charts/learning_rate": learning_rate.item()}, global_step)
                 run.progress(global_step, learning_rate)
                 run.end_step(global_step)
                 continue  # this rollout came from the networks just undone: nothing is learnt from it

@@ -84,7 +84,12 @@ def read_checkpoint(folder, name, expected):
         if found.get(option) != expected.get(option):
             raise ValueError(f"it belongs to a run with {option} {found.get(option)}, not {expected.get(option)}")
     for file, size in state["run"]["sizes"].items():
-        if os.lstat(folder / file).st_size < size:
+        try:
+            with open(open_regular(folder / file)) as opened:
+                found = os.fstat(opened.fileno()).st_size
+        except OSError as error:
+            raise ValueError(f"{file}: {error.strerror}") from error
+        if found < size:
             raise ValueError(f"{file} has lost rows since")
     return state
 

@@ -100,11 +100,13 @@ def parse_args(args_class, argv=None, presets=None):
     return args
 
 
-def check_stored_words(args_class, args, words):
+def check_stored_words(args_class, args, words, exp_name):
     """`reject` a run folder whose command line is not made of options of `args_class`."""
     names = {field.name for field in dataclasses.fields(args_class)}
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         reject(f"--resume {args.resume}: its config.json holds no command line")
+    if exp_name != args.exp_name and "exp_name" not in given_options(words):
+        reject(f"--resume {args.resume}: is a run of {exp_name}")
     if words and not words[0].startswith("--"):
         reject(f"--resume {args.resume}: its config.json holds a command line with a stray {words[0]!r}")
     for word in words:
@@ -128,9 +130,7 @@ def merge_with_resumed(args_class, args, presets=None):
         command_line, exp_name, status = config["command_line"], config["exp_name"], summary["status"]
     except (OSError, ValueError, KeyError):
         reject(f"--resume {args.resume}: must be a run folder, but holds no config.json and summary.json of a run")
-    check_stored_words(args_class, args, command_line)
-    if exp_name != args.exp_name and "exp_name" not in given_options(command_line):
-        reject(f"--resume {args.resume}: is a run of {exp_name}")
+    check_stored_words(args_class, args, command_line, exp_name)
     resumed = parse_words(args_class, command_line, presets)
     if ":" in resumed.env_id and args.env_id != resumed.env_id:
         own = f"--env-id {resumed.env_id}"

@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 
@@ -47,24 +46,19 @@ def written_whole(path):
         OSError, RuntimeError: it cannot be written (torch.save raises the latter). What was there still is.
     """
     path = Path(path)
-    descriptor, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)  # a kill has left it, or somebody a link
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with open(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(descriptor)
-        os.chmod(new, 0o666 & ~_umask())
-        os.replace(new, path)
+        new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(new)  # a torn one would only take room
+            new.unlink()  # a torn one would only take room
         raise
-
-
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def write_json(path, content):

@@ -124,6 +124,9 @@ class Logs:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(row)
         self.pending[name] += text.getvalue().encode()
+        self.write_pending(name)
+
+    def write_pending(self, name):
         with self.may_fail(name):
             while self.pending[name]:
                 written = os.write(self.tables[name], self.pending[name])
@@ -223,7 +226,8 @@ class Logs:
 
     def close(self):
         """Close all files. What hangs is left behind after some seconds."""
-        for descriptor in self.tables.values():
+        for name, descriptor in self.tables.items():
+            self.write_pending(name)
             os.close(descriptor)
         if self.writer:
             closing = threading.Thread(target=self._close_tensorboard, daemon=True)

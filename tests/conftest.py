@@ -160,11 +160,11 @@ def start(tmp_path):
     """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs".
 
     `limit`, in bytes, is that of the size of a file: more fails as it does on a full disk, until the limit is lifted.
-    `closed` is a file descriptor that the process does not get.
+    `closed` are the file descriptors that the process does not get.
     """
     processes = []
 
-    def run(command, limit=None, closed=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
+    def run(command, limit=None, closed=(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
         command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         env.pop("WANDB_SERVICE", None)  # of a test before, in this process
@@ -172,8 +172,8 @@ def start(tmp_path):
         def prepare():
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            if closed:
-                os.close(closed)
+            for descriptor in closed:
+                os.close(descriptor)
 
         pipes = {"stdout": stdout, "stderr": stderr, "text": True}
         pipes |= {"preexec_fn": prepare} if limit or closed else {}

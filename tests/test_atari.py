@@ -201,8 +201,9 @@ def test_a_film_is_in_colour_and_of_the_size_of_the_screen(tmp_path):
     games.finish_film()
     frames = imageio_ffmpeg.read_frames(str(tmp_path / "game-1.mp4"))
     assert next(frames)["size"] == (160, 210)
-    picture = np.frombuffer([*frames][-1], np.uint8).reshape(210, 160, 3).astype(int)
-    assert np.abs(picture[..., 0] - picture[..., 2]).max() > 50  # Breakout has red bricks and blue ones
+    pictures = [np.frombuffer(frame, np.uint8).reshape(210, 160, 3).astype(int) for frame in frames]
+    redness = np.abs(pictures[-1][..., 0] - pictures[-1][..., 2])
+    assert len(pictures) == 30 and redness.max() > 50  # Breakout has red bricks and blue ones
 
 
 # --- evaluation and memory --------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_a_run_that_is_still_going_on_cannot_be_resumed(start, tmp_path):
     process = start(f"ppo_continuous_lrrl.py {PENDULUM} --total-timesteps 1280000")
     wait_for(lambda: [*tmp_path.glob("runs/*/checkpoint.pt")], process)
     second = start(f"ppo_continuous_lrrl.py --resume {only_folder(tmp_path / 'runs').path}")
-    output, error = second.communicate()
+    output, error = second.communicate(timeout=60)
     assert second.returncode == 2 and error.count("\n") == 1 and "a process is still writing there" in error
     assert process.poll() is None
     process.kill()

@@ -95,8 +95,8 @@ def test_without_a_bandit_there_are_no_probabilities(tmp_path, figure):
 
 
 def test_a_name_is_no_formula(tmp_path, figure):
-    write(tmp_path, exp_name=r"$\undefined{", env_id="a_b^c$")
-    assert r"$\undefined{" in figure(tmp_path).get_suptitle()
+    write(tmp_path, exp_name=r"$\undefined_{$")
+    assert r"$\undefined_{$" in figure(tmp_path).get_suptitle()
 
 
 def test_it_is_written_whole_and_no_figure_stays_in_memory(tmp_path, monkeypatch):

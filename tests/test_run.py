@@ -1,5 +1,7 @@
 """What lrrl_utils/run.py promises: folders of their own, signals, exit codes, and an end that tells how it came."""
 
+import contextlib
+import faulthandler
 import hashlib
 import json
 import math
@@ -169,19 +171,26 @@ def test_a_run_in_which_no_round_has_closed_says_so(module, train, capsys):
 # --- terminals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("script", "where"),
-    [("ppo", where) for where in ("| head -1", ">&-", "2>&-", "> /dev/full", "2> /dev/full")] + [("dqn", "2>&-")],
-)
-def test_a_terminal_that_goes_away_does_not_end_a_run(script, where, start, tmp_path):
-    commands = {  # --cuda: there is no GPU, which is told on standard error
-        "ppo": f"ppo_continuous_lrrl.py {PENDULUM} --total-timesteps 640 --cuda",
-        "dqn": "dqn_atari_lrrl.py --buffer-size 500 --learning-starts 40 --batch-size 4 --bandit-interval 40"
-        " --total-timesteps 700 --cuda",
-    }
+class Noisy(toy_envs.StepCounter):
+    """Writes to standard output and error, as libraries in C do."""
+
+    def start(self):
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"noise\n")
+        return super().start()
+
+
+gym.register("Noisy-v0", Noisy)
+
+
+@pytest.mark.parametrize("where", ["| head -1", ">&-", "2>&-", ">&- 2>&-", "> /dev/full", "2> /dev/full"])
+def test_a_terminal_that_goes_away_does_not_end_a_run(where, start, tmp_path):
+    # --cuda: there is no GPU, which is told on standard error
+    command = f"ppo_continuous_lrrl.py {PENDULUM} --env-id tests.test_run:Noisy-v0 --total-timesteps 640 --cuda"
     with open("/dev/full", "w") as full:
         pipes = {"> /dev/full": {"stdout": full}, "2> /dev/full": {"stderr": full}}.get(where, {})
-        process = start(commands[script], closed={">&-": 1, "2>&-": 2}.get(where), **pipes)
+        process = start(command, closed={">&-": [1], "2>&-": [2], ">&- 2>&-": [1, 2]}.get(where, ()), **pipes)
     if where == "| head -1":
         process.stdout.readline()
         process.stdout.close()
@@ -190,18 +199,20 @@ def test_a_terminal_that_goes_away_does_not_end_a_run(script, where, start, tmp_
     a_run = only_folder(tmp_path / "runs")
     assert process.returncode == 0 and a_run.summary["status"] == "finished" and "Traceback" not in (error or "")
     assert (a_run.path / "curves.png").exists()
-    for name in ("episodes.csv", "rounds.csv"):  # nothing that was meant for the terminal is in a file
+    for name in ("episodes.csv", "rounds.csv"):  # what was meant for the terminal is in no file
         assert len({len(row) for row in rows(a_run.path / name)}) == 1
+    assert last_step(a_run.path) == 640
 
 
 def test_bad_input_has_its_exit_code_without_a_terminal_too(start):
     for closed in (1, 2):
-        assert start("ppo_continuous_lrrl.py --seed -1", closed=closed).wait() == 2
+        assert start("ppo_continuous_lrrl.py --seed -1", closed=[closed]).wait() == 2
 
 
-def test_a_line_to_nobody_is_no_error(monkeypatch):
+def test_a_line_to_nobody_goes_nowhere(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", None)
     say("hello", "stderr")
+    assert capsys.readouterr().out == ""
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -219,7 +230,7 @@ def test_a_signal_sets_a_flag_and_the_run_ends_where_it_asks_for_it(tmp_path):
             assert a_run.signal == signum
             a_run.end_step(1)
             raise AssertionError("it must have ended")
-        assert end.value.code == 128 + signum
+        assert end.value.code == 128 + signum and a_run.global_step == 1
         assert json.loads((a_run.folder / "summary.json").read_text())["status"] == "interrupted"
     assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
 
@@ -285,7 +296,7 @@ def test_a_signal_saves_what_the_interval_would_not_have(whole, start, tmp_path)
 
 
 def attack(parent, count, seed):
-    """Run PPO `count` times, each ended by a signal at a random moment; prints the seconds that the end took."""
+    """Run PPO `count` times, each ended by a signal at a random moment, within 5 seconds."""
     generator, here = random.Random(seed), threading.main_thread().ident
     options = f"{PENDULUM} --num-steps 16 --num-minibatches 2 --bandit-interval 16 --total-timesteps 10000000"
     for n in range(count):
@@ -293,6 +304,7 @@ def attack(parent, count, seed):
         folder = parent / f"attack{n}"
 
         def send(signum=signum, sent=sent):
+            faulthandler.dump_traceback_later(20, exit=True)
             sent.append(time.monotonic())
             signal.pthread_kill(here, signum)
 
@@ -302,6 +314,7 @@ def attack(parent, count, seed):
         except SystemExit as end:
             assert end.code == 128 + signum, (n, end.code, signum)
         took = time.monotonic() - sent[0]
+        faulthandler.cancel_dump_traceback_later()
         a_run = only_folder(folder)
         assert a_run.summary["status"] == "interrupted" and last_step(a_run.path) % 16 == 0
         assert took < 5, f"attack {n} took {took:.1f} seconds"
@@ -320,10 +333,8 @@ def test_signals_at_random_moments_end_a_run_at_once_and_none_hangs(tmp_path):
     """`ATTACKS=1000 pytest -k random_moments tests/test_run.py` tries more of them."""
     process = multiprocessing.get_context("spawn").Process(target=attack, args=(tmp_path, ATTACKS, ATTACKS))
     process.start()
-    process.join(60 + 5 * ATTACKS)
-    hangs = process.is_alive()
-    process.kill()
-    assert not hangs and process.exitcode == 0
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_signal_in_the_evaluation_ends_the_run_at_once(start, tmp_path):
