@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: install run test soak lint
+.PHONY: install run test soak attack lint
 
 install: .venv/installed
 
@@ -17,6 +17,10 @@ test: install
 
 soak: install
 	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto -k killed tests/test_resume.py $(ARGS)
+
+attack: install
+	ATTACKS=$${ATTACKS:-300} .venv/bin/python -m pytest -n auto tests/test_run.py tests/test_files.py tests/test_checkpoints.py \
+		tests/test_journal.py $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .
