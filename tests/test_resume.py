@@ -16,7 +16,7 @@ import sac_mujoco_lrrl as sac
 from tests.conftest import PENDULUM, assert_equal_to_the_bit, last_step, only_folder, resume, rows, scalars, wait_for
 
 KILLS = int(os.environ.get("KILLS", 2))  # of each script; `make soak` asks for more
-ATARI = "--preset cleanrl --batch-size 4 --learning-starts 200 --buffer-size 400 --noop-max 5 --exploration-steps 500"
+ATARI = "--preset cleanrl --batch-size 4 --learning-starts 80 --buffer-size 400 --noop-max 5 --exploration-steps 500"
 ATARI += " --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 100"
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
 SCRIPTS = {  # timesteps that are enough for a kill, options
@@ -27,7 +27,7 @@ SCRIPTS = {  # timesteps that are enough for a kill, options
     ),
     "sac_mujoco_lrrl.py": (
         300,
-        "--env-id Hopper-v5 --batch-size 32 --learning-starts 200 --buffer-size 400 --bandit-interval 100"
+        "--env-id Hopper-v5 --batch-size 32 --learning-starts 60 --buffer-size 400 --bandit-interval 100"
         " --bandit-scope separate --checkpoint-interval 90",
     ),
     "dqn_atari_lrrl.py": (300, ATARI),
