@@ -155,6 +155,8 @@ class Checkpoints:
         """Bring back the state of the run, of its logs and of the replay, or `reject` the folder."""
         own = checkpoint["run"]
         try:
+            if type(own["global_step"]) is not int:
+                raise ValueError("its timestep is no number")
             self.last_step = own["global_step"]
             self.logs.load_state_dict(own["logs"])
             self.logs.episodes = [tuple(episode) for episode in own["episodes"]]

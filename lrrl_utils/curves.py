@@ -1,10 +1,8 @@
 """The figure of a run: returns, learning rates and the arms' probabilities over time."""
 
-import json
-
 import numpy as np
 
-from lrrl_utils.files import written_whole
+from lrrl_utils.files import read_json, written_whole
 from lrrl_utils.measures import read_csv
 
 
@@ -15,7 +13,7 @@ def plot_curves(folder):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     episodes, rounds = read_csv(folder / "episodes.csv"), read_csv(folder / "rounds.csv")
     controllers = rounds.get("controller", np.full(len(rounds["round"]), ""))
     names = list(dict.fromkeys(controllers)) or [""]

@@ -66,6 +66,7 @@ class Logs:
     def write_json(self, name, content):
         with self.may_fail(name):
             write_json(self.folder / name, content)
+            self.problems.pop(name, None)
 
     def open_tables(self, sizes=None):
         """Open the CSV files; those that are there are cut to `sizes`, {name: bytes}."""
