@@ -19,11 +19,9 @@ A *round* is a stretch of training with one learning rate. A bandit draws an arm
 To write a bandit of your own, subclass `Bandit`, define `probabilities` and `learn`, and add the class to `BANDITS`.
 """
 
-import inspect
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -491,36 +489,4 @@ class Rounds:
         return closed or [ClosedRound(performance)]
 
 
-BANDITS = {"drift": Drift, "lrrl": LRRL, "uniform": Uniform}
-RIVALS = ("exp3", "moss", "ducb", "wucb")  # the bandits of others, in lrrl_utils/rivals.py
-BanditName = Literal[(*BANDITS, *RIVALS)]
-
-
-def find_bandit(name):
-    """The class that `--bandit NAME` means. Raises ValueError if there is none."""
-    if name in BANDITS:
-        return BANDITS[name]
-    if name not in RIVALS:
-        raise ValueError(f"there is no bandit {name!r}; there are {', '.join((*BANDITS, *RIVALS))}")
-    from lrrl_utils import rivals
-
-    return rivals.BANDITS[name]
-
-
-def bandits_with(option):
-    """Names of the bandits whose constructor has `option`."""
-    return [name for name in (*BANDITS, *RIVALS) if option in inspect.signature(find_bandit(name)).parameters]
-
-
-def make_bandit(name, arms, seed=0, **options):
-    """The bandit that `--bandit NAME` means; of `options` it gets those that its constructor has and that are not None.
-
-    Raises:
-        ValueError: there is no such bandit, or the bandit refuses its arguments.
-        TypeError: no bandit has such an option.
-    """
-    bandit = find_bandit(name)
-    if unknown := [option for option in options if not bandits_with(option)]:
-        raise TypeError(f"no bandit has an option {', '.join(unknown)}")
-    accepted = inspect.signature(bandit).parameters
-    return bandit(arms, seed=seed, **{n: x for n, x in options.items() if n in accepted and x is not None})
+BANDITS = {"drift": Drift, "lrrl": LRRL, "uniform": Uniform}  # what --bandit chooses from, beside the rivals

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bandits import BanditName, Rounds, make_bandit
+from bandits import Rounds
 from lrrl_utils.atari import AtariGames, choose_replay_device, evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, given_options, parse_args
@@ -32,6 +32,7 @@ from lrrl_utils.ranges import (
     Whole,
     Window,
 )
+from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
 from lrrl_utils.state import Undoable, make_moments, reset_step_counts

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from bandits import make_bandit
 from lrrl_utils.command_line import check, parse_args
 from lrrl_utils.ranges import Count, NonNegative, Positive, PositiveShare, Seed, Window
+from lrrl_utils.rivals import make_bandit
 from lrrl_utils.schedules import ArmSet, scheduled_rate
 from lrrl_utils.terminal import reject, reject_errors
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from bandits import BanditName, Rounds, make_bandit
+from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, check_meaning, given_options, parse_args
 from lrrl_utils.environments import ContinuousTasks, evaluate
@@ -34,6 +34,7 @@ from lrrl_utils.ranges import (
     Whole,
     Window,
 )
+from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
 from lrrl_utils.state import Undoable, make_moments

@@ -12,9 +12,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bandits import BanditName, bandits_with
 from lrrl_utils.command_line import MEANINGS
 from lrrl_utils.parser import read_comments
+from lrrl_utils.rivals import BanditName, bandits_with
 from lrrl_utils.terminal import option_name
 
 SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl")

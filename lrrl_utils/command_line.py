@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
-from bandits import bandits_with
 from lrrl_utils.files import read_json
 from lrrl_utils.parser import given_options, parse_words
 from lrrl_utils.ranges import intervals_of, is_in
+from lrrl_utils.rivals import bandits_with
 from lrrl_utils.schedules import choose_arms
 from lrrl_utils.terminal import open_terminal, option_name, reject, reject_errors
 

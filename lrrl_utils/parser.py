@@ -25,7 +25,11 @@ ELSEWHERE = {  # options of CleanRL's scripts: what takes their place here
 def read_comments(args_class):
     """{option: (heading, help)} from the source of `args_class`: comments behind an option or above it."""
     comments, heading, above = {}, None, []
-    for line in inspect.getsource(args_class).splitlines():
+    try:
+        source = inspect.getsource(args_class)
+    except OSError:  # python -m cProfile SCRIPT hides it
+        source = "".join(f"    {field.name}: \n" for field in dataclasses.fields(args_class))
+    for line in source.splitlines():
         if match := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
             comments[match[1]] = heading, " ".join([*above, match[2] or ""]).strip()
             above = []

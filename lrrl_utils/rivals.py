@@ -1,13 +1,15 @@
-"""The bandits of others, found by the name that `--bandit` takes. Each names its paper and equation.
+"""The bandits of others, each with its paper and equation, and `make_bandit`, which finds any bandit by its name.
 
 They expect rewards in [0, 1]: feedbacks are scaled by the range of all of them so far.
 """
 
+import inspect
 import math
+from typing import Literal
 
 import numpy as np
 
-from bandits import Bandit
+from bandits import BANDITS, Bandit
 
 
 def check_share(name, x):
@@ -146,4 +148,31 @@ class WUCB(UCB):
         self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
 
 
-BANDITS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
+RIVALS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
+BanditName = Literal[(*BANDITS, *RIVALS)]
+
+
+def find_bandit(name):
+    """The class that `--bandit NAME` means. Raises ValueError if there is none."""
+    if bandit := (BANDITS | RIVALS).get(name):
+        return bandit
+    raise ValueError(f"there is no bandit {name!r}; there are {', '.join((*BANDITS, *RIVALS))}")
+
+
+def bandits_with(option):
+    """Names of the bandits whose constructor has `option`."""
+    return [name for name in (*BANDITS, *RIVALS) if option in inspect.signature(find_bandit(name)).parameters]
+
+
+def make_bandit(name, arms, seed=0, **options):
+    """The bandit that `--bandit NAME` means; of `options` it gets those that its constructor has and that are not None.
+
+    Raises:
+        ValueError: there is no such bandit, or the bandit refuses its arguments.
+        TypeError: no bandit has such an option.
+    """
+    bandit = find_bandit(name)
+    if unknown := [option for option in options if not bandits_with(option)]:
+        raise TypeError(f"no bandit has an option {', '.join(unknown)}")
+    accepted = inspect.signature(bandit).parameters
+    return bandit(arms, seed=seed, **{n: x for n, x in options.items() if n in accepted and x is not None})

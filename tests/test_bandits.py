@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandits import BANDITS, LRRL, RIVALS, Bandit, BanditName, Drift, Rounds, Uniform, make_bandit
+from bandits import BANDITS, LRRL, Bandit, Drift, Rounds, Uniform
+from lrrl_utils.rivals import RIVALS, BanditName, make_bandit
 from lrrl_utils.state import capture, restore
 from tests import simulator
 from tests.test_state import plain, through_a_file

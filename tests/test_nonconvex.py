@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nonconvex_lrrl as nonconvex
-from bandits import make_bandit
+from lrrl_utils.rivals import make_bandit
 
 SMALL = ["--num-seeds", "2", "--num-starts", "3", "--num-steps", "40", "--bandit-interval", "5"]
 

@@ -174,3 +174,20 @@ def test_help_through_head_shows_no_traceback():
     process = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert process.stdout.startswith("usage: ppo_continuous_lrrl.py") and process.stdout.count("\n") == 1
     assert process.stderr == ""
+
+
+def test_a_script_can_be_profiled(tmp_path):
+    """`python -m cProfile SCRIPT` hides the script's source, where headings and help come from."""
+    command = [
+        sys.executable,
+        "-m",
+        "cProfile",
+        "-o",
+        str(tmp_path / "profile"),
+        "nonconvex_lrrl.py",
+        "--exp-name",
+        "x",
+        "--seed",
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "argument '--seed'" in result.stderr and "Traceback" not in result.stderr

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bandits import RIVALS, Uniform, find_bandit
-from lrrl_utils.rivals import DUCB, MOSS, WUCB, Exp3
+from bandits import Uniform
+from lrrl_utils.rivals import DUCB, MOSS, RIVALS, WUCB, Exp3, find_bandit
 
 ARMS = [1e-4, 1e-3]
 

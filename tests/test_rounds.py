@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import BANDITS, RIVALS, Bandit, ClosedRound, Rounds, make_bandit
+from bandits import BANDITS, Bandit, ClosedRound, Rounds
+from lrrl_utils.rivals import RIVALS, make_bandit
 from lrrl_utils.state import capture, restore
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]

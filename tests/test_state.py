@@ -14,7 +14,8 @@ from torch import nn
 import dqn_atari_lrrl as dqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-from bandits import BANDITS, RIVALS, make_bandit
+from bandits import BANDITS
+from lrrl_utils.rivals import RIVALS, make_bandit
 from lrrl_utils.state import Undoable, capture, make_moments, reset_step_counts, restore
 
 OPTIMIZERS = {  # name: options
