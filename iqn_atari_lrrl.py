@@ -6,6 +6,7 @@ LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: 
 IQN: Dabney et al., "Implicit Quantile Networks for Distributional Reinforcement Learning", arXiv 1806.06923.
 """
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bandits import Rounds
 from lrrl_utils.atari import AtariGames, choose_replay_device, evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, given_options, parse_args
+from lrrl_utils.compiler import compiled
 from lrrl_utils.ranges import (
     Count,
     NonNegative,
@@ -35,7 +37,7 @@ from lrrl_utils.ranges import (
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, reset_step_counts
+from lrrl_utils.state import Undoable, make_moments, reset_step_counts, without_hooks
 from lrrl_utils.terminal import reject, reject_errors
 
 
@@ -46,7 +48,7 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    compile: bool = False  # whether to compile the loss; on a GPU the whole update is one CUDA graph then
+    compile: bool = False  # whether to compile the gradients; on a GPU, an update is a CUDA graph then
     amp: bool = False  # whether networks run in bfloat16, Q-values included (parameters, updates and loss: float32)
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
@@ -168,8 +170,10 @@ def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, di
     """The loss of one minibatch (Dabney et al., 2018, eq. 3) and, for the log, its Q-values; see `sample`."""
     batch = torch.arange(len(obs), device=obs.device)
     with torch.no_grad(), torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
-        next_actions = target_network.q_values(next_obs).argmax(1)
-        next_values = target_network.quantile_values(next_obs, args.num_tau_prime_samples)[0][batch, :, next_actions]
+        num_taus = args.num_quantile_samples, args.num_tau_prime_samples
+        next_values, _ = target_network.quantile_values(next_obs, sum(num_taus))  # at once: they share the features
+        choosing, next_values = next_values.split(num_taus, 1)
+        next_values = next_values[batch, :, choosing.mean(1).argmax(1)]
     with torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
         values, taus = q_network.quantile_values(obs, args.num_tau_samples)
     values = values[batch, :, actions]
@@ -301,6 +305,16 @@ def act(q_network, args, obs, epsilon, rng):
     return actions
 
 
+def update(optimizer, step, gradients, *inputs):
+    """A `step` of `optimizer`. `gradients` makes them of `inputs`, and losses for the log, which are returned."""
+    values, losses = gradients(*inputs)
+    parameters = (x for group in optimizer.param_groups for x in group["params"] if x.requires_grad)
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.grad = value
+    step()
+    return losses
+
+
 def main(argv=None):
     args = parse_args(Args, argv, presets={"cleanrl": CLEANRL})
     given = given_options(args.command_line)
@@ -316,6 +330,7 @@ def main(argv=None):
 
     # SET UP
     torch.manual_seed(args.seed)  # for initial weights (and IQN's quantiles); `rng` or the bandit draws all else
+    torch.set_flush_denormal(True)  # dead ReLUs leave numbers that small in Adam's moments, which slow it down sixfold
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -341,19 +356,18 @@ def main(argv=None):
     replay_device = choose_replay_device(args, ReplayBuffer.bytes_needed(buffer_size), device)
     replay = ReplayBuffer(args, buffer_size, replay_device, device)
 
-    loss_function = torch.compile(td_loss) if args.compile else td_loss
+    def gradients(*minibatch):
+        loss, q_values = td_loss(q_network, target_network, args, *minibatch)
+        losses = {"losses/td_loss": loss.detach(), "losses/q_values": q_values.mean()}
+        return torch.autograd.grad(loss, list(q_network.parameters()), allow_unused=True), losses
 
-    def update(*minibatch):
-        loss, q_values = loss_function(q_network, target_network, args, *minibatch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"losses/td_loss": loss.detach(), "losses/q_values": q_values.mean()}
-
+    if args.compile:
+        gradients = compiled(gradients, device)
+    update_network = functools.partial(update, optimizer, without_hooks(optimizer), gradients)
     if args.compile and on_gpu:
         from tensordict.nn import CudaGraphModule
 
-        update = CudaGraphModule(update, warmup=3)
+        update_network = CudaGraphModule(update_network, warmup=3)
 
     losses = {}  # of the latest update
     trained = Undoable(q_network, target_network, optimizer)
@@ -429,7 +443,7 @@ def main(argv=None):
 
             # LEARN
             for _ in range(num_updates):
-                losses.update(update(*replay.sample(rng, args.batch_size)))
+                losses.update(update_network(*replay.sample(rng, args.batch_size)))
             if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
                 target_network.load_state_dict(q_network.state_dict())
                 if args.optimizer == "adamrel":

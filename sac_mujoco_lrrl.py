@@ -7,6 +7,7 @@ SAC: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 181
 """
 
 import copy
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, check_meaning, given_options, parse_args
+from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.ranges import (
     Count,
@@ -37,7 +39,7 @@ from lrrl_utils.ranges import (
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments
+from lrrl_utils.state import Undoable, make_moments, without_hooks
 from lrrl_utils.terminal import reject_errors
 
 
@@ -48,8 +50,7 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    # whether to compile the critics' loss; on a GPU the policy's too, and an update of either is a CUDA graph then
-    compile: bool = False
+    compile: bool = False  # whether to compile the gradients; on a GPU, an update is a CUDA graph then
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
@@ -233,6 +234,16 @@ def make_optimizer(args, parameters, learning_rate):
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True, capturable=captured)
 
 
+def update(optimizer, step, gradients, *inputs):
+    """A `step` of `optimizer`. `gradients` makes them of `inputs`, and losses for the log, which are returned."""
+    values, losses = gradients(*inputs)
+    parameters = (x for group in optimizer.param_groups for x in group["params"] if x.requires_grad)
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.grad = value
+    step()
+    return losses
+
+
 def main(argv=None):
     args = parse_args(Args, argv)
     given = given_options(args.command_line)
@@ -249,6 +260,7 @@ def main(argv=None):
 
     # SET UP
     torch.manual_seed(args.seed)  # for initial weights and the policy's noise; `rng` or the bandit draws all else
+    torch.set_flush_denormal(True)  # dead ReLUs leave numbers that small in Adam's moments, which slow it down sixfold
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -282,29 +294,23 @@ def main(argv=None):
         actor_lr.fill_(arms.get("actor", followed * args.policy_lr_ratio))
         alpha_lr.fill_(followed * args.alpha_lr_ratio)
 
-    critic_loss_function, actor_loss_function = critic_loss, actor_loss
-    if args.compile:
-        critic_loss_function = torch.compile(critic_loss)
-        actor_loss_function = torch.compile(actor_loss) if on_gpu else actor_loss  # on a CPU it would be slower
+    def critic_gradients(noise, *minibatch):
+        loss, values = critic_loss(actor, critics, target_critics, log_alpha, args, minibatch, noise)
+        losses = {"losses/qf_loss": loss.detach() / 2, "losses/qf_values": values.mean()}
+        return torch.autograd.grad(loss, list(critics.parameters()), allow_unused=True), losses
 
-    def update_critics(noise, *minibatch):
-        loss, values = critic_loss_function(actor, critics, target_critics, log_alpha, args, minibatch, noise)
-        critic_optimizer.zero_grad()
-        loss.backward()
-        critic_optimizer.step()
-        return {"losses/qf_loss": loss.detach() / 2, "losses/qf_values": values.mean()}
-
-    def update_policy(noise, obs):
-        critics.requires_grad_(False)  # the gradient goes through them, they need none of their own
-        loss, log_probs = actor_loss_function(actor, critics, log_alpha, obs, noise)
-        critics.requires_grad_(True)
+    def policy_gradients(noise, obs):
+        loss, log_probs = actor_loss(actor, critics, log_alpha, obs, noise)
         alpha_loss = -log_alpha.exp() * (log_probs.mean() - envs.action_size)  # arXiv 1812.05905, eq. 18
-        actor_optimizer.zero_grad()
-        (loss + alpha_loss).backward()
-        actor_optimizer.step()
         losses = {"actor_loss": loss, "alpha": log_alpha.exp()} | ({"alpha_loss": alpha_loss} if args.autotune else {})
-        return {f"losses/{name}": value.detach() for name, value in losses.items()}
+        losses = {f"losses/{name}": value.detach() for name, value in losses.items()}
+        parameters = [*actor.parameters()] + [log_alpha] * args.autotune
+        return torch.autograd.grad(loss + alpha_loss, parameters, allow_unused=True), losses
 
+    if args.compile:
+        critic_gradients, policy_gradients = (compiled(f, device) for f in (critic_gradients, policy_gradients))
+    update_critics = functools.partial(update, critic_optimizer, without_hooks(critic_optimizer), critic_gradients)
+    update_policy = functools.partial(update, actor_optimizer, without_hooks(actor_optimizer), policy_gradients)
     if args.compile and on_gpu:
         from tensordict.nn import CudaGraphModule
 

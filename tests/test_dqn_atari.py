@@ -407,7 +407,7 @@ def test_compiled_and_bfloat16_updates_stay_close_to_plain_ones(options, script,
     compiled = []
     real_compile = torch.compile
     count = CompileCounterWithBackend("inductor")
-    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(1) or real_compile(f, backend=count))
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(1) or real_compile(f, backend=count))
     small = f"{small} --total-timesteps 400 --bandit uniform --save-model --gamma 0.5"
     plain, other = train(module.main, small), train(module.main, f"{small} {options}")
     assert len(compiled) == (options == "--compile") and count.frame_count <= 1  # every rate runs the same code

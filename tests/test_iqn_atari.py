@@ -11,36 +11,33 @@ import iqn_atari_lrrl as iqn
 
 def test_the_quantile_loss_equals_a_slow_reference():
     """Dabney et al. (2018), eq. 3, over tables that stand for the networks' answers."""
-    batch, num_actions, n, n_prime, kappa = 3, 2, 4, 5, 0.7
+    batch, num_actions, n, m, n_prime, kappa = 3, 2, 4, 6, 5, 0.7
     rng = np.random.default_rng(0)
     draw = lambda *shape: torch.from_numpy(2 * rng.standard_normal(shape).astype(np.float32))  # noqa: E731
 
     class Table:
-        """Answers with a table of quantile values; `q_values` are another table."""
+        """Answers with a table of quantile values."""
 
         def __init__(self, num_taus):
-            self.values, self.means = draw(batch, num_taus, num_actions), draw(batch, num_actions)
+            self.values = draw(batch, num_taus, num_actions)
             self.taus = torch.from_numpy(rng.random((batch, num_taus), np.float32))
 
         def quantile_values(self, obs, num_taus):
             assert self.values.shape[1] == num_taus
             return self.values, self.taus
 
-        def q_values(self, obs):
-            return self.means
-
-    online, target = Table(n), Table(n_prime)
-    args = iqn.Args(num_tau_samples=n, num_tau_prime_samples=n_prime, kappa=kappa)
+    online, target = Table(n), Table(m + n_prime)
+    args = iqn.Args(num_tau_samples=n, num_quantile_samples=m, num_tau_prime_samples=n_prime, kappa=kappa)
     obs, actions = torch.zeros(batch), torch.tensor([0, 1, 1])
     rewards, discounts = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.9, 0.0, 0.5])
     loss, _ = iqn.td_loss(online, target, args, obs, actions, rewards, obs, discounts)
 
     total = 0.0
     for b in range(batch):
-        best = int(target.means[b].argmax())
+        best = int(target.values[b, :m].mean(0).argmax())  # the first m quantiles choose the action
         for i in range(n):
             for j in range(n_prime):
-                u = rewards[b] + discounts[b] * target.values[b, j, best] - online.values[b, i, actions[b]]
+                u = rewards[b] + discounts[b] * target.values[b, m + j, best] - online.values[b, i, actions[b]]
                 u, tau = u.item(), online.taus[b, i].item()
                 huber = u**2 / 2 if abs(u) <= kappa else kappa * (abs(u) - kappa / 2)
                 total += abs(tau - (u < 0)) * huber / kappa / n_prime / batch

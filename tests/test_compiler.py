@@ -1,0 +1,129 @@
+"""What lrrl_utils/compiler.py promises: the same gradients, in one graph; and the plain run where there is no compiler."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import dqn_atari_lrrl as dqn
+import iqn_atari_lrrl as iqn
+import ppo_continuous_lrrl as ppo
+import sac_mujoco_lrrl as sac
+from lrrl_utils.compiler import compiled
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+def ppo_problem(device="cpu"):
+    agent = ppo.Agent(5, 3).to(device)
+    obs, actions, rest = (torch.randn(*shape, device=device) for shape in ((16, 5), (16, 3), (4, 16)))
+    minibatch = rest[0], obs, actions, *rest[1:]
+    return list(agent.parameters()), lambda *x: ppo.ppo_loss(agent, ppo.Args(ent_coef=0.01), *x), minibatch
+
+
+def critic_problem(device="cpu"):
+    actor = sac.Actor(3, -np.ones(2), np.ones(2)).to(device)
+    critics, targets = sac.TwinCritics(3, 2).to(device), sac.TwinCritics(3, 2).to(device)
+    log_alpha, args = torch.zeros((), device=device), sac.Args()
+    shapes = ((16, 3), (16, 2), (16, 3), (16,), (16,), (16, 2))
+    loss = lambda *x: sac.critic_loss(actor, critics, targets, log_alpha, args, x[:5], x[5])  # noqa: E731
+    return list(critics.parameters()), loss, [torch.rand(*shape, device=device) for shape in shapes]
+
+
+def actor_problem(device="cpu"):
+    actor, critics = sac.Actor(3, -np.ones(2), np.ones(2)).to(device), sac.TwinCritics(3, 2).to(device)
+    log_alpha = torch.zeros((), device=device)
+    inputs = [torch.randn(*shape, device=device) for shape in ((16, 3), (16, 2))]
+    return list(actor.parameters()), lambda *x: sac.actor_loss(actor, critics, log_alpha, *x), inputs
+
+
+def td_problem(device="cpu", module=dqn, options=()):
+    online, target = (module.QNetwork(3, *options).to(device) for _ in range(2))
+    obs, next_obs = (torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8, device=device) for _ in range(2))
+    others = (torch.zeros(4, dtype=torch.int64, device=device), *torch.rand(2, 4, device=device))
+    inputs = obs, *others[:2], next_obs, others[2]
+    return list(online.parameters()), lambda *x: module.td_loss(online, target, module.Args(), *x), inputs
+
+
+def quantile_problem(device="cpu"):
+    return td_problem(device, iqn, (8,))
+
+
+PROBLEMS = [ppo_problem, critic_problem, actor_problem, td_problem, quantile_problem]
+
+
+@pytest.mark.parametrize("problem", [ppo_problem, critic_problem, actor_problem, td_problem])
+def test_compiled_gradients_are_those_of_autograd_and_come_from_one_graph(problem, monkeypatch):
+    torch.manual_seed(0)
+    parameters, loss, inputs = problem()
+
+    def gradients(*inputs):
+        value, *terms = loss(*inputs)
+        return torch.autograd.grad(value, parameters), value.detach(), terms
+
+    counter, real_compile = CompileCounterWithBackend("inductor"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real_compile(function, backend=counter))
+    fast = compiled(gradients, CPU)
+    for _ in range(2):
+        (ours, value, _), (plain, plain_value, _) = fast(*inputs), gradients(*inputs)
+        assert torch.allclose(value, plain_value, rtol=1e-5)
+        for a, b in zip(ours, plain, strict=True):
+            assert torch.allclose(a, b, atol=1e-4 * b.abs().max().item())
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_an_update_keeps_to_one_device(problem, monkeypatch):
+    """The meta device takes no tensor of another device, as a GPU would not."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown there
+    parameters, loss, inputs = problem("meta")
+    value, *_ = loss(*inputs)
+    gradients = torch.autograd.grad(value, parameters)
+    assert value.device.type == "meta" and [x.shape for x in gradients] == [x.shape for x in parameters]
+
+
+def test_a_number_that_changes_is_noticed():
+    args = ppo.Args(ent_coef=0.5)
+    x = torch.ones(3, requires_grad=True)
+    fast = compiled(lambda y: torch.autograd.grad((args.ent_coef * x * y).sum(), x)[0], CPU)
+    assert fast(torch.ones(3)).tolist() == [0.5] * 3
+    args.ent_coef = 2.0
+    assert fast(torch.ones(3)).tolist() == [2.0] * 3
+
+
+def test_without_a_compiler_a_run_says_so_in_one_line_and_is_the_plain_run(tmp_path):
+    options = (
+        "--env-id Pendulum-v1 --total-timesteps 512 --num-steps 128 --num-minibatches 4 --update-epochs 2 --save-model"
+    )
+    no_compiler = {"CXX": "/no/compiler", "PATH": "/no", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    for name, extra in (("plain", []), ("compile", ["--compile"])):
+        command = [sys.executable, str(ROOT / "ppo_continuous_lrrl.py"), *options.split(), *extra, "--run-dir", name]
+        result = subprocess.run(command, cwd=tmp_path, env=os.environ | no_compiler, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        lines = [line for line in result.stderr.splitlines() if line.startswith("--compile")]
+        assert len(lines) == len(extra) and all("goes on without" in line and "compiler" in line for line in lines)
+    a, b = (torch.load(next(tmp_path.glob(f"{name}/*/model.pt")), weights_only=True) for name in ("plain", "compile"))
+    assert all(torch.equal(a["agent"][name], b["agent"][name]) for name in a["agent"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", ["", "--compile"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ppo_continuous_lrrl.py --env-id Hopper-v5 --total-timesteps 12288",
+        "sac_mujoco_lrrl.py --env-id Hopper-v5 --total-timesteps 2000 --learning-starts 500",
+        "dqn_atari_lrrl.py --total-timesteps 2000 --learning-starts 500 --buffer-size 4000 --bandit-interval 200",
+        "iqn_atari_lrrl.py --total-timesteps 2000 --learning-starts 500 --buffer-size 4000 --bandit-interval 200",
+    ],
+)
+def test_every_script_runs_on_a_gpu(command, options, tmp_path):
+    script, *words = f"{command} {options}".split()
+    result = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "goes on without" not in result.stderr, result.stderr
