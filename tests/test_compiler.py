@@ -1,4 +1,4 @@
-"""What lrrl_utils/compiler.py promises: the same gradients, in one graph; and the plain run where there is no compiler."""
+"""What lrrl_utils/compiler.py promises: the same gradients, in one graph; the plain run where nothing can compile."""
 
 import contextlib
 import os
