@@ -336,6 +336,7 @@ def main(argv=None):
 
     with Run(args, state, device, bandits, checkpoint, replay) as run:
         run.on_exit.callback(envs.close)
+        run.on_exit.callback(torch.set_flush_denormal, False)
         if args.capture_video:
             envs.record_videos(run.folder, run.global_step)
 

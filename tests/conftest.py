@@ -101,6 +101,13 @@ def resume(main, folder, options=""):
     return RunFolder(folder)
 
 
+@pytest.fixture(autouse=True)
+def denormals():
+    """A script that ends before its run starts leaves torch's setting as it is; tests of bandits need all floats."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """train(main, "--option value …") runs a script's main() in this process; returns its run folder."""

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
@@ -246,7 +247,7 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train):
     run = train(ppo.main, f"{options} --bandit-interval 2048")
     assert run.path.name.startswith("Pendulum-v1__ppo_continuous_lrrl__5__")
     assert run.config["learning_rates"] == [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
-    assert run.config["versions"]["torch"] == torch.__version__ and run.config["device"] == "cpu"
+    assert run.config["versions"]["torch"] == importlib.metadata.version("torch") and run.config["device"] == "cpu"
     assert run.episodes["global_step"].tolist() == list(range(200, 4001, 200))
     assert (run.episodes["episodic_length"] == 200).all()
     assert run.rounds["global_step"].tolist() == [2560]  # κ = 2,048, four rollouts; the second round lacks one
