@@ -23,6 +23,8 @@ def make_env(args, render=None, bounded=False):
     if bounded and not env.action_space.is_bounded():
         reject(f"--env-id {args.env_id}: must be a task whose actions have bounds, not {env.action_space}")
     if render:
+        import torch._dynamo  # noqa: F401  it loads Triton, which crashes if a software renderer has loaded its LLVM before
+
         with reject_errors("--capture-video"):
             env.reset(seed=args.seed)
             env.render()
