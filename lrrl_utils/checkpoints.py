@@ -210,12 +210,13 @@ class Checkpoints:
             yield
             return
         before = {name: capture(self.state[name]) for name in names or self.state}
-        own = self.own_state(global_step)
+        own = None if names else self.own_state(global_step)
         try:
             yield
         except FloatingPointError:  # the learning rate's fault: it would happen again
             raise
         except (Exception, SystemExit):
+            own = own or self.own_state(global_step)  # so small a block has logged nothing that it would log again
             self.write(capture({**self.state, **dict.fromkeys(before)}) | before, own)
             raise
 
