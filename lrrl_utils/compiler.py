@@ -1,4 +1,4 @@
-"""torch.compile with what a whole update needs: gradients inside the graph, and nothing checked at every call."""
+"""torch.compile with what a whole update needs: gradients inside the graph, and few checks at every call."""
 
 import torch
 
