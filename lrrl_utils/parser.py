@@ -27,14 +27,17 @@ def read_comments(args_class):
     comments, heading, above = {}, None, []
     try:
         source = inspect.getsource(args_class)
-    except OSError:  # python -m cProfile SCRIPT hides it
-        source = "".join(f"    {field.name}: \n" for field in dataclasses.fields(args_class))
+    except OSError:
+        source = ""
     for line in source.splitlines():
         if match := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
             comments[match[1]] = heading, " ".join([*above, match[2] or ""]).strip()
             above = []
         elif match := re.match(r"    # (.*)", line):
             heading, above = (match[1].lower(), []) if match[1].isupper() else (heading, [*above, match[1]])
+    names = [field.name for field in dataclasses.fields(args_class)]
+    if comments.keys() != set(names):  # python -m cProfile SCRIPT hides the source, or shows another one
+        return dict.fromkeys(names, (None, ""))
     return comments
 
 
