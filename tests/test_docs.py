@@ -238,10 +238,11 @@ def make_call(words, done, monkeypatch):
         assert (ROOT / words[0]).is_file()
         return
     assert program in ("python", "python3"), f"{program}: is in no list of this test"
-    if words[0] == "-m":
-        assert words[1] == "timeit"
+    if words[:2] == ["-m", "timeit"]:
         timeit.main(["-n", "1", "-r", "1", *words[2:]])
         return
+    if words[:3] == ["-m", "cProfile", "-s"]:  # a script's run, measured
+        words = words[4:]
     path, *words = words
     if path.startswith(NOT_OURS):
         return
