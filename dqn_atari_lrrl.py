@@ -22,18 +22,7 @@ from lrrl_utils.atari import AtariGames, choose_replay_device, evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, given_options, parse_args
 from lrrl_utils.compiler import compiled
-from lrrl_utils.ranges import (
-    Count,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Rate,
-    Seed,
-    Share,
-    ShareBelowOne,
-    Whole,
-    Window,
-)
+from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
@@ -55,7 +44,7 @@ class Args:
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
     capture_video: bool = False  # whether to record videos of the first game into the run folder
     save_model: bool = False  # whether to save the trained Q-network into the run folder
-    eval_episodes: Seed = 0  # games to evaluate the trained agent on, with an ε of eval-e
+    eval_episodes: Whole = 0  # games to evaluate the trained agent on, with an ε of eval-e
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
     # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
@@ -86,7 +75,7 @@ class Args:
     loss: Literal["mse", "huber"] = "mse"  # what the loss makes of the temporal-difference errors
     # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
-    momentum: ShareBelowOne = 0.9  # of rmsprop and sgd
+    momentum: Momentum = 0.9  # of rmsprop and sgd
     adam_eps: Positive = 1.5e-4  # the ε of Adam and RMSProp
     noop_max: Annotated[int, "[0, 1000]"] = 0  # a game starts with fewer than this many random no-ops (0: none)
     # whether FIRE is pressed at the start of a game and of a life, where the game has it

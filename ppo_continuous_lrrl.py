@@ -21,18 +21,7 @@ from lrrl_utils.command_line import bandit_options, check, parse_args
 from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.numpy_policy import numpy_policy
-from lrrl_utils.ranges import (
-    Count,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Rate,
-    Seed,
-    Share,
-    ShareBelowOne,
-    Whole,
-    Window,
-)
+from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
@@ -53,7 +42,7 @@ class Args:
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
     capture_video: bool = False  # whether to record videos of the first environment into the run folder
     save_model: bool = False  # whether to save the trained agent and its normalisation statistics into the run folder
-    eval_episodes: Seed = 0  # episodes to evaluate the trained agent on: mean actions, frozen normalisation statistics
+    eval_episodes: Whole = 0  # episodes to evaluate the trained agent on: mean actions, frozen normalisation statistics
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
     # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
@@ -76,7 +65,7 @@ class Args:
     max_grad_norm: Positive = 0.5  # the norm to which gradients are clipped
     # adamrel: Adam that counts its steps anew with every rollout (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
-    momentum: ShareBelowOne = 0.9  # of rmsprop and sgd
+    momentum: Momentum = 0.9  # of rmsprop and sgd
 
     # LEARNING RATE
     # what sets the learning rate: a bandit, nothing, a schedule (linear and cosine end at 0), or the updates' KL

@@ -24,18 +24,7 @@ from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, check_meaning, given_options, parse_args
 from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
-from lrrl_utils.ranges import (
-    Count,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Rate,
-    Seed,
-    Share,
-    ShareBelowOne,
-    Whole,
-    Window,
-)
+from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
@@ -56,7 +45,7 @@ class Args:
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
     capture_video: bool = False  # whether to record videos of the first environment into the run folder
     save_model: bool = False  # whether to save the trained networks into the run folder
-    eval_episodes: Seed = 0  # episodes to evaluate the trained policy's mean action on
+    eval_episodes: Whole = 0  # episodes to evaluate the trained policy's mean action on
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
     # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
@@ -78,7 +67,7 @@ class Args:
     alpha: Positive = 0.2  # the temperature where it is not learnt
     # of critics, policy and temperature alike (no adamrel: SAC's objective has no moment at which it changes)
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    momentum: ShareBelowOne = 0.9  # of rmsprop and sgd
+    momentum: Momentum = 0.9  # of rmsprop and sgd
 
     # LEARNING RATE
     # what sets the learning rates: a bandit, nothing, or a schedule (linear and cosine end at 0)

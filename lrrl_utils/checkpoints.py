@@ -31,20 +31,33 @@ def load_checkpoint(args):
     """
     if not args.resume:
         return None
-    folder, problems = Path(args.resume), []
+    folder = Path(args.resume)
     try:
         descriptor = lock(folder)
     except BlockingIOError:
         reject(f"--resume {folder}: a process is still writing there")
     except OSError as error:
         reject(f"--resume {folder}: cannot be read ({error.strerror})")
+    try:
+        return read_latest(folder, identity(args)) | {"lock": descriptor}
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_latest(folder, expected):
+    """The newest checkpoint in `folder` that is whole and of the run `expected`, or `reject` the folder."""
     if not any(folder.glob("checkpoint*.pt")):
         reject(f"--resume {folder}: holds no checkpoint; it had no --checkpoint-interval or ended before the first")
     if not os.access(folder, os.W_OK):
         reject(f"--resume {folder}: cannot be written")
+    for name in ("videos", "wandb"):
+        if (folder / name).is_symlink():  # what would be written there might overwrite files of its target
+            reject(f"--resume {folder}: {name} is a link, it must be a folder")
+    problems = []
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         try:
-            state = read_checkpoint(folder, name, identity(args))
+            state = read_checkpoint(folder, name, expected)
         except Exception as error:  # a torn or foreign file can raise nearly anything
             reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0].split(". ")[0]
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EACCES):
@@ -56,7 +69,7 @@ def load_checkpoint(args):
             with contextlib.suppress(OSError):  # or the next one would make it the previous one
                 (folder / "checkpoint.pt").replace(folder / "checkpoint.bad.pt")
         torch.set_num_threads(state["run"]["threads"])  # some sums depend on it
-        return state | {"lock": descriptor}
+        return state
     reject(f"--resume {folder}: {'; '.join(problems)}")
 
 

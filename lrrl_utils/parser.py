@@ -16,7 +16,7 @@ from lrrl_utils.terminal import option_name, reject, say
 ELSEWHERE = {  # options of CleanRL's scripts: what takes their place here
     "lr": "--learning-rate",
     "q_lr": "--learning-rate",
-    "policy_lr": "--policy-lr-ratio",
+    "policy_lr": "--policy-lr-ratio",  # SAC's only
     "anneal_lr": "--lr-control linear",
     "no_anneal_lr": "--lr-control constant",
 }
@@ -69,8 +69,9 @@ def parse_words(args_class, argv, presets=None):
         option = name[2:].replace("-", "_") if name else option
         hint = hints.get(option)
         kinds = (hint, *get_args(hint))
-        if option in ELSEWHERE and option not in names:
-            reject(f"{option_name(option)}: is no option here; use {ELSEWHERE[option]}")
+        instead = ELSEWHERE.get(option, "")
+        if option not in names and given_options(instead.split()) & names:
+            reject(f"{option_name(option)}: is no option here; use {instead}")
         if "," in value and tuple in map(get_origin, kinds):
             reject(f"{option_name(option)} {value}: must be separated by spaces, like {value.replace(',', ' ')}")
         is_whole = re.fullmatch(r"\d+(\.\d+)?e\+?\d+", value, re.IGNORECASE) and float(value).is_integer()

@@ -10,7 +10,7 @@ Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1]"]
 PositiveShare = Annotated[float, "(0, 1]"]
-ShareBelowOne = Annotated[float, "[0, 1)"]
+Momentum = Annotated[float, "[0, 1)"]
 Rate = Annotated[float, "[1e-37, 1e+37]"]  # of a float32
 Window = Annotated[int, "[2, inf)"]
 

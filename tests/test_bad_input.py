@@ -96,7 +96,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--lr-range 1e-4,1e-3": "separated by spaces, like 1e-4 1e-3",
             "--seed -1": "[0, 4294967295]",
             "--seed one": "INT",
-            "--eval-episodes -1": "[0, 4294967295]",
+            "--eval-episodes -1": "[0, inf)",
             "--gamma 1.01": "[0, 1]",
             "--no-such-option 3": "no-such-option",
         },

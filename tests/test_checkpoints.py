@@ -115,6 +115,7 @@ def test_a_checkpoint_of_the_format_before_is_refused_and_nothing_is_touched(cha
         lambda checkpoint: checkpoint["state"]["bandits"]["agent"].update({"class": "LRRL"}),
         lambda checkpoint: checkpoint["run"].pop("sizes"),
         lambda checkpoint: checkpoint["run"].update(episodes=3),
+        lambda checkpoint: checkpoint["run"].update(global_step="512"),
         lambda checkpoint: checkpoint["run"]["logs"].pop("rounds"),
     ],
 )

@@ -116,9 +116,10 @@ def test_it_is_written_whole_and_no_figure_stays_in_memory(tmp_path, monkeypatch
     assert sorted(os.listdir(tmp_path)) == ["config.json", "curves.png", "episodes.csv", "rounds.csv"]
 
 
-def test_no_link_is_followed(tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "episodes.csv", "rounds.csv"])
+def test_no_link_is_followed(name, tmp_path):
     write(tmp_path)
-    (tmp_path / "rounds.csv").rename(tmp_path / "elsewhere")
-    (tmp_path / "rounds.csv").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError):
         plot_curves(tmp_path)

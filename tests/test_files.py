@@ -215,3 +215,13 @@ def test_a_pipe_where_a_run_will_write_does_not_stop_it(stopped):
 
 def test_a_folder_name_with_line_breaks_is_still_one_line(refused, tmp_path):
     refused(ppo.main, ["--resume", f"{tmp_path}/a\nb\x1b[31m"])
+
+
+@pytest.mark.parametrize("name", ["videos", "wandb"])
+def test_a_link_in_place_of_a_folder_is_refused_and_the_folder_let_go(name, stopped, refused, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (stopped / name).symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):  # else the second time, this process were still writing there
+        assert f"{name} is a link, it must be a folder" in refused(ppo.main, ["--resume", stopped])
+    (stopped / name).unlink()
+    assert resume(ppo.main, stopped).summary["status"] == "finished"

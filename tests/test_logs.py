@@ -165,6 +165,15 @@ def test_rows_that_never_find_room_are_reported(disk, some_logs):
     assert some_logs.problems == {"episodes.csv": "No space left on device"}
 
 
+def test_a_file_that_is_written_after_all_is_no_problem_any_more(some_logs, tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    some_logs.write_json("summary.json", {})
+    assert some_logs.problems == {"summary.json": "Is a directory"}
+    (tmp_path / "summary.json").rmdir()
+    some_logs.write_json("summary.json", {})
+    assert not some_logs.problems
+
+
 def test_rows_that_have_found_no_room_by_a_checkpoint_are_written_when_the_run_goes_on(stop, train, monkeypatch, disk):
     open_tables = Logs.open_tables
 

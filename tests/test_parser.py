@@ -34,6 +34,7 @@ class Args:
     entity: str | None = None
 
     # LEARNING RATE
+    learning_rate: Rate = 1.0  # a rate
     rates: tuple[Rate, ...] = (1.0,)  # some rates
     interval: Count | Literal["auto"] = "auto"  # an interval, or # auto
     choice: Literal["one", "two"] = "one"  # a choice
@@ -120,6 +121,7 @@ def test_presets_are_other_defaults_that_given_options_win_over():
         ("--choice three", ["--choice", "'three'", "'one'", "'two'"]),
         ("--interval often", ["--interval", "'often'", "auto"]),
         ("--lr 1e-3", ["--lr:", "--learning-rate"]),
+        ("--policy-lr 1e-3", ["nrecognized", "--policy-lr"]),  # what takes its place is SAC's
         ("stray", ["stray"]),
     ],
 )
