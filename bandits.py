@@ -48,6 +48,8 @@ class Bandit:
         ValueError: an argument is outside what is named above.
     """
 
+    needs_update_size = False  # whether `set_update_size` is still to be called, see `Peak`
+
     def __init__(self, arms, window=5, seed=0):
         self.arms = [float(rate) for rate in arms]
         if not self.arms:
@@ -60,6 +62,7 @@ class Bandit:
         if window < 2:
             raise ValueError(f"window must be at least 2, not {window}: with 1 every improvement would be zero")
         self.performances = deque(maxlen=int(window))  # of the last rounds
+        self.progress = 0.0  # the share of the training that was over at the last draw
         self.arm = None  # the arm in use; None between `update` and `pull`
         self.drawn_from = None  # the probabilities that it was drawn from
         self.has_observed = False  # in this round
@@ -201,60 +204,89 @@ class Uniform(Bandit):
         pass
 
 
-class Drift(Bandit):
-    """Follows the level of performance and how fast each rate moves it; draws the rate that may move it up fastest.
+class Peak(Bandit):
+    """Learns how fast each rate moves performance, expects that of the best to fall, and draws the fastest one.
 
     The policy has a level L of performance, seen through noise. While a rate k is in use, L drifts by d(k) from one
-    observation to the next, and neighbouring rates have similar drifts: a Gaussian process over log10 η. The drifts
-    wander back to their prior, so that what was learnt long ago fades. In units of σ, the noise of an observation:
+    observation to the next. The drifts are a parabola over log10 η, of which place, height and width are not known, and
+    small deviations from it (a Gaussian process). In units of σ, the noise of an observation:
 
-        f_t = L_t + ε_t                                   ε_t ~ N(0, 1), errors beyond 3 cut to 3
-        L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t                ξ_t ~ N(0, 1)
-        d_t = m + ρ (d_{t−1} − m) + sqrt(1 − ρ²) GP(0, c) ρ = exp(−1/300), d_0 ~ GP(m, c)
-        c(i, k) = s² [1 + exp(−½ (log10 η_i / η_k)² / 0.5²)]    m(i) = −s z_i²
+        f_t = L_t + ε_t                                ε_t ~ N(0, 1), errors beyond 3 cut to 3
+        L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
+        d_t = m_t + e_t                                m_t(k) = −s z_t(k)²
+        e_t = ρ e_{t−1} + sqrt(1 − ρ²) GP(0, c)        ρ = exp(−1/1000), e_0 ~ GP(0, c)
+        c(i, k) = s² [1 + x_i x_k + (0.3 x_i x_k)² + 0.2² exp(−½ (log10 η_i / η_k)² / 0.5²)]
 
-    z runs from −1 at the lowest rate to 1 at the highest by rank: extremes are there in case they are needed. A Kalman
-    filter (Kalman, 1960) gives the posterior of (L, d) for each of four sizes s of the drifts; σ² is the mean of its
-    squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances a f + b,
-    a > 0, in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard
-    deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
-    Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
+    z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.75 %
+    of their norm in a gradient step at the start, and by a tenth of that at the end; x is z in the middle of training.
+    The terms of c are what all rates have in common, where the peak is, how wide, and the deviations.
 
-    Exploration starts at the middle arm and spreads: what may be drawn are the arms next to those that were drawn, or
-    within half a decade of them, upwards only from arms that have not failed. For a rate that is far too high can ruin
-    an agent before its noise is known, and then nothing tells that it did.
+    A Kalman filter (Kalman, 1960) gives the posterior of (L, e) for each of four sizes s of the drifts; σ² is the mean
+    of its squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances
+    a f + b, a > 0, in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its
+    standard deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of
+    Thompson Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
 
+    Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
+    that were drawn, or within half a decade of them, upwards only from arms that have not failed. For a rate that is
+    far too high can ruin an agent before its noise is known, and then nothing tells that it did.
+
+    Call `set_update_size` before the first draw. Without it, the middle arm is expected to be best at the start.
     Arguments and errors as for `Bandit`.
     """
 
-    SIZES, LENGTH, COMMON, MIDDLE = (0.05, 0.15, 0.45, 1.35), 0.5, 1.0, 1.0  # of the drifts' prior
-    WALK, FADE, FORGET = 0.1, math.exp(-1 / 300), 0.98
+    BEST_UPDATE, FALL = 0.0075, 1.0  # at the start; in decades from start to end
+    SIZES, PLACE, WIDTH, DEVIATION, LENGTH = (0.05, 0.15, 0.45, 1.35), 1.0, 0.3, 0.2, 0.5
+    WALK, FADE, FORGET = 0.1, math.exp(-1 / 1000), 0.98
     SHRINK, CUT = 0.4, 3.0
 
     def __init__(self, arms, window=5, seed=0):
         super().__init__(arms, window, seed)
-        log_rates = np.log10(self.arms)
-        distances = log_rates[:, None] - log_rates
-        ranks = log_rates.argsort().argsort()
-        z = np.linspace(-1, 1, len(ranks))[ranks]
-        sizes = np.array(self.SIZES)[:, None, None]
-        self._prior_covariance = sizes**2 * (np.exp(-0.5 * (distances / self.LENGTH) ** 2) + self.COMMON)
-        self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(distances) <= self.LENGTH)
-        self._higher = distances > 0
-        self._middle = ranks == (len(ranks) - 1) // 2
-        self.survived, self.failed = np.zeros(len(z), bool), np.zeros(len(z), bool)  # the last round with each arm
-        self._prior_mean = sizes[..., 0] * -self.MIDDLE * z**2
-        # The mean of (L, d) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
+        self.needs_update_size = True
+        self._log_rates = np.log10(self.arms)
+        self._distances = self._log_rates[:, None] - self._log_rates
+        ranks = self._log_rates.argsort().argsort()
+        self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
+        self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected to be so at the start
+        self.survived, self.failed = np.zeros(len(ranks), bool), np.zeros(len(ranks), bool)  # the last round with each
+        # The mean of (L, e) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
         # prior does. The first axis is the sizes.
-        self.mean = np.zeros((len(sizes), len(z) + 1, 2))
-        self.mean[:, 1:, 1] = self._prior_mean
-        self.covariance = np.zeros((len(sizes), len(z) + 1, len(z) + 1))  # in units of σ²
-        self.covariance[:, 1:, 1:] = self._prior_covariance
+        self.mean = np.zeros((len(self.SIZES), len(ranks) + 1, 2))
+        self.covariance = np.zeros((len(self.SIZES), len(ranks) + 1, len(ranks) + 1))  # in units of σ²
+        self.covariance[:, 1:, 1:] = self.prior_covariance
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
-        self.variance, self.errors = np.zeros(len(sizes)), 0  # σ² and the number of errors that it is the mean of
-        self.evidence = np.zeros(len(sizes))  # log-likelihood
-        self._normals = np.random.default_rng(0).standard_normal((1000, len(z)))  # the same for every draw
+        self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ² and how many errors it is the mean of
+        self.evidence = np.zeros(len(self.SIZES))  # log-likelihood
+        self._normals = np.random.default_rng(0).standard_normal((1000, len(ranks)))  # the same for every draw
+
+    def set_update_size(self, size):
+        """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
+
+        At its first step, any optimizer moves them in proportion to the rate. A size that is 0 or not finite says
+        nothing, and the middle arm stays the one that is expected to be best.
+        """
+        self.needs_update_size = False
+        if 0 < size < math.inf:
+            self.best = math.log10(self.BEST_UPDATE / size)
+            self.covariance[:, 1:, 1:] = self.prior_covariance
+
+    def decades(self, progress):
+        """z: how many decades each arm is from the rate that is expected to be best, (K,)."""
+        return self._log_rates - self.best + self.FALL * progress
+
+    @property
+    def prior_mean(self):
+        """m, for each size, (4, K)."""
+        return -np.array(self.SIZES)[:, None] * self.decades(self.progress) ** 2
+
+    @property
+    def prior_covariance(self):
+        """c, for each size, (4, K, K)."""
+        products = np.multiply.outer(*[self.decades(0.5)] * 2)
+        deviations = self.DEVIATION**2 * np.exp(-0.5 * (self._distances / self.LENGTH) ** 2)
+        kernel = 1 + self.PLACE**2 * products + (self.WIDTH * products) ** 2 + deviations
+        return np.array(self.SIZES)[:, None, None] ** 2 * kernel
 
     def observe(self, performance):
         performance = super().observe(performance)
@@ -271,12 +303,12 @@ class Drift(Bandit):
     def predict(self):
         mean, covariance = self.mean, self.covariance
         mean[:, 1:] *= self.FADE
-        mean[:, 1:, 1] += (1 - self.FADE) * self._prior_mean
         covariance[:, 1:] *= self.FADE
         covariance[:, :, 1:] *= self.FADE
-        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self._prior_covariance
+        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self.prior_covariance
         if self.arm is not None:
             mean[:, 0] += mean[:, self.arm + 1]
+            mean[:, 0, 1] += self.prior_mean[:, self.arm]
             covariance[:, 0] += covariance[:, self.arm + 1]
             covariance[:, :, 0] += covariance[:, :, self.arm + 1]
         covariance[:, 0, 0] += self.WALK**2
@@ -301,31 +333,45 @@ class Drift(Bandit):
         self.survived[self.arm], self.failed[self.arm] = True, False
 
     def fail(self, performance, before=()):
-        arm = self.arm
+        arm, sizes = self.arm, np.array(self.SIZES)
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
-        self.mean[:, arm + 1, 1] -= 5 * np.array(self.SIZES)
+        column = self.covariance[:, :, arm + 1]  # its drift is 5 s less than was thought, and so are those near it
+        self.mean[..., 1] -= (5 * sizes / (column[:, arm + 1] + sizes**2))[:, None] * column
         self.level_is_known = False
         return feedback
 
     @property
     def reachable(self):
         """The arms that may be drawn, (K,) bool."""
-        ways = self._near & (self.survived | self.failed & ~self._higher)
-        return self._middle | ways.any(axis=1)
+        start = np.abs(self.decades(0.0))
+        ways = self._near & (self.survived | self.failed & (self._distances <= 0))
+        return (start == start.min()) | ways.any(axis=1)
 
     @property
     def probabilities(self):
         sigma = np.sqrt(self.variance)[:, None]
-        means = self.mean[:, 1:, 1] + np.where(sigma > 0, self.mean[:, 1:, 0] / np.where(sigma > 0, sigma, 1), 0)
+        data = np.where(sigma > 0, self.mean[:, 1:, 0] / np.where(sigma > 0, sigma, 1), 0)
         roots = np.linalg.cholesky(self.covariance[:, 1:, 1:] + 1e-9 * np.eye(len(self.arms)))
         weights = np.exp(self.evidence - self.evidence.max())
         probabilities = np.zeros(len(self.arms))
-        for mean, root, weight in zip(means, roots, weights / weights.sum()):
+        for mean, root, weight in zip(self.prior_mean + self.mean[:, 1:, 1] + data, roots, weights / weights.sum()):
             drifts = mean + self.SHRINK * self._normals @ root.T
             best = np.where(self.reachable, drifts, -np.inf).argmax(axis=1)
             probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
         return probabilities / probabilities.sum()
+
+
+class Prior(Peak):
+    """The control of `Peak`: draws from what that knows before it has seen anything, for ever."""
+
+    reachable = True
+
+    def observe(self, performance):
+        return Bandit.observe(self, performance)
+
+    def fail(self, performance, before=()):
+        return Bandit.fail(self, performance, before)
 
 
 @dataclass
@@ -404,11 +450,12 @@ class Rounds:
     def start_observation(self):
         self.timesteps, self.reward, self.returns = 0, 0.0, []  # so far
 
-    def begin(self):
-        """Start a round: every bandit draws its arm."""
+    def begin(self, progress=0.0):
+        """Start a round: every bandit draws its arm. `progress` is the share of the training that is over."""
         self.is_open, self.floor = True, self.lowest
         self.start_observation()
         for bandit in self._bandits.values():
+            bandit.progress = progress
             bandit.pull()
 
     @property
@@ -489,4 +536,5 @@ class Rounds:
         return closed or [ClosedRound(performance)]
 
 
-BANDITS = {"drift": Drift, "lrrl": LRRL, "uniform": Uniform}  # what --bandit chooses from, beside the rivals
+# what --bandit chooses from, beside the rivals
+BANDITS = {"peak": Peak, "lrrl": LRRL, "uniform": Uniform, "prior": Prior}

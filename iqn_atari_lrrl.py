@@ -26,7 +26,7 @@ from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveSh
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, reset_step_counts, without_hooks
+from lrrl_utils.state import Undoable, make_moments, relative_update, reset_step_counts, without_hooks
 from lrrl_utils.terminal import reject, reject_errors
 
 
@@ -98,9 +98,9 @@ class Args:
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
-    # arm with equal probability; exp3, moss, ducb, wucb: those of others
-    bandit: BanditName = "drift"
+    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
+    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    bandit: BanditName = "peak"
     # κ, the shortest round in timesteps; auto: 2 to 8 stretches of 2,000, until their trend stands out of the noise
     bandit_interval: Count | Literal["auto"] = "auto"
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
@@ -412,7 +412,10 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), learning_rate)
             if num_updates and not rounds.is_open:
-                rounds.begin()  # draws an arm
+                if bandits and bandits["agent"].needs_update_size:
+                    probe = q_network.parameters(), learning_rate, update_network, *replay.sample(rng, args.batch_size)
+                    bandits["agent"].set_update_size(relative_update(trained, *probe))
+                rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:
                     learning_rate.fill_(bandits["agent"].learning_rate)

@@ -35,7 +35,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-BANDITS = ("drift", "lrrl", "uniform")
+BANDITS = ("peak", "lrrl", "uniform")
 
 
 @dataclass

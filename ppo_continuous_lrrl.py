@@ -25,7 +25,7 @@ from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveSh
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, reset_step_counts, without_hooks
+from lrrl_utils.state import Undoable, make_moments, relative_update, reset_step_counts, without_hooks
 from lrrl_utils.terminal import reject, reject_errors
 
 
@@ -81,9 +81,9 @@ class Args:
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
-    # arm with equal probability; exp3, moss, ducb, wucb: those of others
-    bandit: BanditName = "drift"
+    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
+    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    bandit: BanditName = "peak"
     # κ, the shortest round in timesteps; auto: 2 to 8 rollouts, until their trend stands out of the noise
     bandit_interval: Count | Literal["auto"] = "auto"
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
@@ -300,7 +300,7 @@ def main(argv=None):
                 raise FloatingPointError(f"{args.env_id} has returned observations or rewards that are not finite")
 
             # BANDIT: this rollout shows what the update before it did, so it counts for the arm of that update (and the
-            # first rollout, before any update, for none). When a round is over, its arm is credited, and another drawn.
+            # first rollout, before any update, for none). When a round is over, its arm is credited.
             rounds.earn(rollout_reward, batch_size, rollout_returns)
             if rounds.has_collapsed:
                 trained.undo()
@@ -311,13 +311,6 @@ def main(argv=None):
                 continue  # this rollout came from the networks just undone: nothing is learnt from it
             if rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), learning_rate)
-            if not rounds.is_open:
-                rounds.begin()  # draws an arm
-                trained.keep()
-            if bandits:
-                learning_rate.fill_(bandits["agent"].learning_rate)
-            elif args.lr_control != "kl":
-                learning_rate.fill_(scheduled_rate(args, global_step - batch_size))
 
             # CALCULATE ADVANTAGES
             batch_obs, batch_actions = to_device(observations), to_device(actions)
@@ -329,6 +322,20 @@ def main(argv=None):
             batch_advantages = to_device(calculate_gae(args, rewards, values, next_values, terminations, truncations))
             batch_returns = batch_advantages + batch_values
             batch = (batch_advantages, batch_obs, batch_actions, batch_log_probs, batch_values, batch_returns)
+
+            # LEARNING RATE: a new round draws an arm; before the first one, the bandit is told what a rate does here
+            for bandit in bandits.values():
+                if bandit.needs_update_size:
+                    minibatch = [x[: batch_size // args.num_minibatches] for x in batch]
+                    probe = [parameters], learning_rate, update, *minibatch
+                    bandit.set_update_size(relative_update(trained, *probe))
+            if not rounds.is_open:
+                rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
+                trained.keep()
+            if bandits:
+                learning_rate.fill_(bandits["agent"].learning_rate)
+            elif args.lr_control != "kl":
+                learning_rate.fill_(scheduled_rate(args, global_step - batch_size))
 
             # UPDATE NETWORK
             if args.optimizer == "adamrel":

@@ -28,7 +28,7 @@ from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveSh
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, without_hooks
+from lrrl_utils.state import Undoable, make_moments, relative_update, without_hooks
 from lrrl_utils.terminal import reject_errors
 
 
@@ -83,9 +83,9 @@ class Args:
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # drift: the rate that raises performance fastest; lrrl: the paper's rule; uniform: the control, which draws every
-    # arm with equal probability; exp3, moss, ducb, wucb: those of others
-    bandit: BanditName = "drift"
+    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
+    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    bandit: BanditName = "peak"
     # whose rate an arm is: joint: the critics', the others in proportion; separate: a bandit for the critics and one
     # for the actor; critic, actor: of that one alone, the others keep learning-rate and its proportions
     bandit_scope: Literal["joint", "separate", "critic", "actor"] = "joint"
@@ -375,7 +375,14 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), critic_lr)
             if global_step > args.learning_starts and not rounds.is_open:
-                rounds.begin()  # draws an arm for each bandit
+                if any(bandit.needs_update_size for bandit in bandits.values()):
+                    minibatch = replay.sample(rng, args.batch_size)
+                    noise = torch.randn((args.batch_size, envs.action_size), device=device)
+                    probes = {"critic": (critics.parameters(), critic_lr, update_critics, noise, *minibatch)}
+                    probes["actor"] = actor.parameters(), actor_lr, update_policy, noise, minibatch[0]
+                    for name, bandit in bandits.items():
+                        bandit.set_update_size(relative_update(trained, *probes[name]))
+                rounds.begin(previous_step / args.total_timesteps)  # draws an arm for each bandit
                 trained.keep()
                 if bandits:
                     set_rates()

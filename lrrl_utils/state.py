@@ -15,6 +15,7 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+from torch import nn
 
 NO_STATE = (types.FunctionType, types.MethodType, types.ModuleType, functools.partial, type)  # that could be captured
 
@@ -136,6 +137,22 @@ def reset_step_counts(optimizer):
     for values in optimizer.state.values():
         if "step" in values:
             values["step"].zero_()
+
+
+def relative_update(trained, parameters, learning_rate, update, *inputs):
+    """‖Δθ‖ / ‖θ‖ of the gradient step `update(*inputs)` at a learning rate of 1; the step is undone.
+
+    Any optimizer's first step is linear in its learning rate, the tensor `learning_rate`, so one size tells all.
+    `trained` is what the step changes, an `Undoable`, `parameters` the θ among them.
+    """
+    parameters = list(parameters)
+    trained.keep()
+    before = nn.utils.parameters_to_vector(parameters).detach()
+    learning_rate.fill_(1e-4)
+    update(*inputs)
+    change = nn.utils.parameters_to_vector(parameters).detach() - before
+    trained.undo()
+    return (change.norm() / before.norm() / learning_rate).item()
 
 
 def without_hooks(optimizer):

@@ -63,7 +63,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--bandit ducb --bandit-decay 0": "(0, 1]",
             "--bandit moss --bandit-decay 0.5": "needs --bandit lrrl or exp3 or ducb",
             "--bandit-step-size 0.5": "needs --bandit lrrl",
-            "--bandit drift --bandit-step-size 0.5": "needs --bandit lrrl",
+            "--bandit peak --bandit-step-size 0.5": "needs --bandit lrrl",
             "--bandit uniform --bandit-decay 0.5": "needs --bandit lrrl or exp3 or ducb",
             "--bandit-interval often": "auto",
             "--lr-range 1e-3 1e-4": "ascending",

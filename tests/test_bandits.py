@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandits import BANDITS, LRRL, Bandit, Drift, Rounds, Uniform
+from bandits import BANDITS, LRRL, Bandit, Peak, Prior, Rounds, Uniform
 from lrrl_utils.rivals import RIVALS, BanditName, make_bandit
 from lrrl_utils.state import capture, restore
 from tests import simulator
@@ -145,7 +145,7 @@ def test_a_state_is_a_copy_that_later_rounds_do_not_touch(name):
     assert plain(state) == before
 
 
-@pytest.mark.parametrize("name", ["drift", "lrrl", "uniform", "exp3"])  # the others draw no random numbers
+@pytest.mark.parametrize("name", ["peak", "prior", "lrrl", "uniform", "exp3"])  # the others draw no random numbers
 def test_draws_repeat_with_the_seed_and_differ_without(name):
     draws = [play(make_bandit(name, ARMS, seed=seed), [0.0] * 50) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
@@ -226,7 +226,7 @@ def test_make_bandit_knows_the_names_and_passes_on_what_a_bandit_takes():
     assert isinstance(make_bandit("uniform", ARMS, step_size=0.7, decay=0.5, window=3, seed=9), Uniform)
     assert make_bandit("lrrl", ARMS, decay=None).decay == 0.9 and make_bandit("exp3", ARMS, decay=None).decay == 0.98
     assert get_args(BanditName) == (*BANDITS, *RIVALS)
-    with pytest.raises(ValueError, match="lrrl, uniform, exp3"):
+    with pytest.raises(ValueError, match="lrrl, uniform, prior, exp3"):
         make_bandit("no-such-bandit", ARMS)
 
 
@@ -270,7 +270,7 @@ def test_a_failure_leaves_the_window_as_it_was_and_is_measured_against_it(name):
     assert list(bandit.performances) == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("name", ["drift", "lrrl"])
+@pytest.mark.parametrize("name", ["peak", "lrrl"])
 def test_an_arm_that_has_failed_is_drawn_less(name):
     bandit = make_bandit(name, ARMS, seed=1)
     play(bandit, [1.0, 2.0, 3.0])
@@ -279,7 +279,7 @@ def test_an_arm_that_has_failed_is_drawn_less(name):
     assert bandit.probabilities[arm] < before[arm]
 
 
-# --- drift ------------------------------------------------------------------------------------------------------------
+# --- peak -------------------------------------------------------------------------------------------------------------
 
 
 def draws(bandit, performance, rounds=80):
@@ -288,7 +288,7 @@ def draws(bandit, performance, rounds=80):
     rounds_of.earn(performance(0, ARMS[2]), 1)
     for n in range(1, rounds):
         if not rounds_of.is_open:
-            rounds_of.begin()
+            rounds_of.begin(n / rounds)
             arms.append(bandit.arm)
         rounds_of.earn(performance(n, bandit.learning_rate), 1)
         if rounds_of.is_over:
@@ -298,48 +298,93 @@ def draws(bandit, performance, rounds=80):
 
 @settings(max_examples=30)
 @given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10), range_of_arms=st.booleans())
-def test_drift_draws_the_same_whatever_the_scale_and_the_zero_of_performance(scale, shift, seed, range_of_arms):
+def test_peak_draws_the_same_whatever_the_scale_and_the_zero_of_performance(scale, shift, seed, range_of_arms):
     arms = np.geomspace(3e-5, 3e-3, 25) if range_of_arms else ARMS
 
     def play_scaled(a, b):
         noise = np.random.default_rng(seed).standard_normal(200)
-        return draws(Drift(arms, seed=seed), lambda n, rate: a * (noise[n] + n * (rate < 2e-4)) + b)
+        return draws(Peak(arms, seed=seed), lambda n, rate: a * (noise[n] + n * (rate < 2e-4)) + b)
 
     assert play_scaled(1.0, 0.0) == play_scaled(scale, scale * shift)
 
 
-def test_drift_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
+def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
     """Against the same Gaussian model written as one big regression: levels and drifts of all times at once."""
-    monkeypatch.setattr(Drift, "SIZES", (0.3,))
-    monkeypatch.setattr(Drift, "CUT", 1e9)
-    bandit, rng, observations, pulled = Drift(ARMS), np.random.default_rng(3), [0.0], []
+    monkeypatch.setattr(Peak, "SIZES", (0.3,))
+    monkeypatch.setattr(Peak, "CUT", 1e9)
+    bandit, rng, observations, pulled = Peak(ARMS), np.random.default_rng(3), [0.0], []
+    bandit.set_update_size(5.0)
     bandit.observe(0.0)
-    for arm in (2, 2, 0, 4, 4, 1):
-        bandit.arm = arm
+    for t, arm in enumerate((2, 2, 0, 4, 4, 1)):
+        bandit.arm, bandit.progress = arm, t / 6
         observations.append(float(rng.standard_normal()))
         bandit.observe(observations[-1])
         bandit.update(0.0)
         pulled.append(arm)
 
-    sigma, rho = math.sqrt(bandit.variance[0]), math.exp(-1 / 300)
+    sigma, rho = math.sqrt(bandit.variance[0]), math.exp(-1 / 1000)
     log_rates = np.log10(ARMS)
-    z = np.array([-1, -0.5, 0, 0.5, 1])
-    kernel = 0.3**2 * (1 + np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2))
+    z = log_rates - math.log10(0.0075 / 5)
+    x = np.multiply.outer(z + 0.5, z + 0.5)
+    deviations = 0.2**2 * np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2)
+    kernel = 0.3**2 * (1 + x + (0.3 * x) ** 2 + deviations)
     times, arms = np.arange(1, 7), np.array(pulled)
-    # Cov(d_t(i), d_u(k)) = ρ^|t−u| c(i, k); the first observation is the first level, with variance 1.
+    # Cov(e_t(i), e_u(k)) = ρ^|t−u| c(i, k); the first observation is the first level, with variance 1.
     drift_covariance = rho ** np.abs(times[:, None] - times) * kernel[np.ix_(arms, arms)]
     to_levels = np.tril(np.ones((6, 6)))  # L_t = L_0 + the drifts up to t
     covariance = 1 + to_levels @ (drift_covariance + 0.1**2 * np.eye(6)) @ to_levels.T + np.eye(6)
     cross = rho ** (6 - times) * kernel[:, arms] @ to_levels.T
-    prior = -1.0 * 0.3 * z**2
-    residual = np.array(observations[1:]) - sigma * to_levels @ prior[arms]
-    expected = prior + cross @ np.linalg.solve(covariance, residual) / sigma
+    residual = np.array(observations[1:]) + sigma * to_levels @ (0.3 * (z[arms] + np.arange(6) / 6) ** 2)
+    expected = cross @ np.linalg.solve(covariance, residual) / sigma
     assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
     posterior = kernel - cross @ np.linalg.solve(covariance, cross.T)
     assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
 
 
-def test_drift_starts_in_the_middle_and_spreads_upwards_only_from_arms_that_did_no_harm():
+@pytest.mark.parametrize("name", ["peak", "prior"])
+def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected_is_drawn_most(name):
+    def likeliest(size, progress):
+        bandit = make_bandit(name, [1e-5, 1.0, 1e-4, 1e-2, 1e-3, 1e-1])
+        if size:
+            bandit.set_update_size(size)
+        bandit.progress, bandit.survived = progress, np.ones(6, bool)  # so that nothing is out of reach
+        return bandit.arms[np.argmax(bandit.probabilities)]
+
+    assert likeliest(None, 0.0) == 1e-3  # the lower one in the middle
+    assert likeliest(None, 0.9) == 1e-4
+    assert likeliest(7.5, 0.0) == 1e-3
+    assert likeliest(7.5, 1.0) == 1e-4
+    assert likeliest(0.1, 0.0) == 1e-1
+
+
+def test_prior_never_learns():
+    learning, control = Peak(ARMS, seed=1), Prior(ARMS, seed=1)
+    for bandit in (learning, control):
+        draws(bandit, lambda n, rate: n if rate < 2e-4 else -n)
+        bandit.progress, bandit.survived = 0.0, np.ones(5, bool)
+    fresh = Peak(ARMS)
+    fresh.survived = np.ones(5, bool)
+    assert control.probabilities.tolist() == fresh.probabilities.tolist() != learning.probabilities.tolist()
+
+
+def test_peak_finds_a_rate_that_is_a_decade_from_where_it_was_expected():
+    for best in (1e-4, 1e-2):
+        level, bandit = 0.0, Peak(np.geomspace(1e-6, 1, 25), seed=1)
+        bandit.set_update_size(7.5)  # 1e-3 is expected
+        rng, rounds_of, last = np.random.default_rng(0), Rounds({"agent": bandit}), []
+        for n in range(300):
+            if n and not rounds_of.is_open:
+                rounds_of.begin()
+                last.append(bandit.learning_rate)
+            if n:
+                level += 0.3 - 0.3 * math.log10(bandit.learning_rate / best) ** 2
+            rounds_of.earn(level + rng.standard_normal(), 1)
+            if rounds_of.is_over and n:
+                rounds_of.close()
+        assert abs(np.log10(last[-20:]).mean() - math.log10(best)) < 0.3
+
+
+def test_peak_starts_where_it_expects_the_best_and_spreads_upwards_only_from_arms_that_did_no_harm():
     def possible(bandit):
         return [rate for rate, p in zip(bandit.arms, bandit.probabilities) if p > 0]
 
@@ -351,26 +396,26 @@ def test_drift_starts_in_the_middle_and_spreads_upwards_only_from_arms_that_did_
         bandit.fail(-43.0) if fails else bandit.update(1.2)
 
     rates = [3e-3, 1e-4, 3e-4, 3e-5, 1e-3]  # by rate, in whatever order they come
-    bandit = Drift(rates, seed=1)
+    bandit = Peak(rates, seed=1)
     bandit.observe(1.0)
     assert possible(bandit) == [3e-4]
     play_arm(bandit, 2, fails=False)
-    assert set(possible(bandit)) == {1e-4, 3e-4, 1e-3}
-    play_arm(bandit, 4, fails=True)  # 1e-3
     assert set(possible(bandit)) <= {1e-4, 3e-4, 1e-3} and bandit.reachable.tolist() == [False, True, True, False, True]
+    play_arm(bandit, 4, fails=True)  # 1e-3
+    assert bandit.reachable.tolist() == [False, True, True, False, True]
     play_arm(bandit, 4, fails=False)
     assert bandit.reachable.tolist() == [True, True, True, False, True]
 
-    many = Drift(np.geomspace(1e-5, 1e-2, 25), seed=1)
+    many = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
     play_arm(many, 12, fails=False)
     assert np.flatnonzero(many.reachable).tolist() == [*range(8, 17)]  # half a decade
-    ruined = Drift(rates, seed=1)
+    ruined = Peak(rates, seed=1)
     play_arm(ruined, 2, fails=True)  # the middle one
     assert ruined.reachable.tolist() == [False, True, True, False, False]
 
 
-def test_a_state_of_drift_is_small_and_its_matrices_stay_covariances():
-    bandit = Drift(np.geomspace(1e-5, 1e-2, 25), seed=1)
+def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
+    bandit = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
     rng = np.random.default_rng(0)
     draws(bandit, lambda n, rate: 1e6 * rng.standard_normal() if n % 100 == 0 else rng.standard_normal(), rounds=3000)
     assert np.linalg.eigvalsh(bandit.covariance).min() > -1e-9
@@ -384,16 +429,16 @@ def test_a_state_of_drift_is_small_and_its_matrices_stay_covariances():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "dqn"])
 @pytest.mark.parametrize("scenario", simulator.HELD_OUT)
-def test_drift_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chance(algorithm, scenario):
+def test_peak_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chance(algorithm, scenario):
     calibration = json.loads(simulator.CALIBRATION.read_text())[algorithm]
     lives = 50 if algorithm == "ppo" else 150  # the others are short
     levels = {}
-    for name in ("drift", "uniform", "lrrl", "exp3"):
+    for name in ("peak", "uniform", "lrrl", "exp3"):
         bandits = [make_bandit(name, simulator.ARMS, seed=seed) for seed in range(1000, 1000 + lives)]
         agents = [simulator.Agent(seed, calibration, scenario) for seed in range(1000, 1000 + lives)]
         levels[name] = np.array([simulator.live(bandit, agent)[0] for bandit, agent in zip(bandits, agents)])
     for name in ("uniform", "lrrl", "exp3"):
-        difference = levels["drift"] - levels[name]
+        difference = levels["peak"] - levels[name]
         assert difference.mean() > 3.5 * difference.std(ddof=1) / math.sqrt(lives), (name, difference.mean())
 
 

@@ -111,10 +111,10 @@ def test_the_options_of_bandits_are_those_that_some_bandit_takes():
     ("bandit", "option", "has_it"),
     [
         ("lrrl", "step-size", True),
-        *(((bandit), "step-size", False) for bandit in ("drift", "uniform", "exp3", "moss", "ducb", "wucb")),
+        *(((bandit), "step-size", False) for bandit in ("peak", "uniform", "exp3", "moss", "ducb", "wucb")),
         *(((bandit), "decay", True) for bandit in ("lrrl", "exp3", "ducb")),
-        *(((bandit), "decay", False) for bandit in ("drift", "uniform", "moss", "wucb")),
-        *(((bandit), "window", True) for bandit in ("drift", "lrrl", "uniform", "exp3", "moss", "ducb", "wucb")),
+        *(((bandit), "decay", False) for bandit in ("peak", "uniform", "moss", "wucb")),
+        *(((bandit), "window", True) for bandit in ("peak", "lrrl", "uniform", "exp3", "moss", "ducb", "wucb")),
     ],
 )
 def test_an_option_of_other_bandits_is_refused(bandit, option, has_it, refused):
@@ -138,5 +138,5 @@ def test_a_bandit_of_ones_own_brings_its_options(monkeypatch):
             super().__init__(arms, window, seed)
 
     assert "memory" in bandit_options(ArgsOfMine())  # wucb has one
-    monkeypatch.setitem(BANDITS, "drift", Mine)
+    monkeypatch.setitem(BANDITS, "peak", Mine)
     assert bandit_options(ArgsOfMine(bandit_memory=0.5))["memory"] == 0.5

@@ -120,7 +120,7 @@ def test_one_call_leaves_every_variant_in_table_csv_and_figures_and_repeats(tmp_
     report = (tmp_path / "a" / "nonconvex" / "report.md").read_text()
     assert report in capsys.readouterr().out and report == (tmp_path / "b" / "nonconvex" / "report.md").read_text()
     variants = [f"constant {rate:g}" for rate in nonconvex.Args.learning_rates]
-    variants += ["linear", "exponential", "cosine", "cyclic", "drift", "lrrl", "uniform"]
+    variants += ["linear", "exponential", "cosine", "cyclic", "peak", "lrrl", "uniform"]
     for objective in nonconvex.OBJECTIVES:
         section = report.split(f"## {objective}\n")[1].split("\n## ")[0]
         for optimizer in ("sgd", "adam"):

@@ -297,7 +297,7 @@ def test_a_failed_arm_is_charged_and_later_ones_are_not_praised_for_being_better
     assert failed.feedback == -3 - (1 + 2 + 3 - 3) / 4  # 0 − (3 − 0) is the charge
     assert failed.performance is None and failed.arm == arm
     assert bandit.arm is None and list(bandit.performances) == [1.0, 2.0, 3.0]
-    if name in ("drift", "lrrl"):
+    if name in ("peak", "lrrl"):
         assert bandit.probabilities[arm] < before[arm]
     observe(rounds, 3.0)
     rounds.begin()
@@ -315,7 +315,7 @@ def test_a_failure_in_the_first_round_is_charged_too(name, observed):
     arm, before = bandit.arm, bandit.probabilities
     (failed,) = rounds.fail()
     assert failed.feedback < 0 and not bandit.performances
-    if name in ("drift", "lrrl", "moss", "ducb", "wucb"):
+    if name in ("peak", "lrrl", "moss", "ducb", "wucb"):
         assert bandit.probabilities[arm] < before[arm]
 
 
@@ -359,7 +359,7 @@ def test_rounds_that_were_restored_amid_one_go_on_alike():
                 closed += rounds.fail() if rounds.has_collapsed else rounds.close()
         return closed
 
-    original, restored = (make_rounds(name="drift", stretch=5) for _ in range(2))
+    original, restored = (make_rounds(name="peak", stretch=5) for _ in range(2))
     play(original, performances[:13])
     assert original.is_open and original.timesteps
     for x, saved in ((restored, capture(original)), (restored._bandits, capture(original._bandits))):

@@ -98,7 +98,7 @@ def make_objects(seed):
         "losses": {"a": torch.tensor(1.0 * seed), "b": torch.tensor([2.0 * seed])},
         "nested": [{"x": np.arange(3) + seed}, deque([seed])],
         "object": Statistics(seed),
-        "bandit": make_bandit("drift", [1e-4, 1e-3], seed=seed),
+        "bandit": make_bandit("peak", [1e-4, 1e-3], seed=seed),
     }
 
 
