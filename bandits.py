@@ -213,13 +213,14 @@ class Peak(Bandit):
 
         f_t = L_t + ε_t                                ε_t ~ N(0, 1), errors beyond 3 cut to 3
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
-        d_t = m_t + e_t                                m_t(k) = −s z_t(k)²
+        d_t = m_t + e_t                                m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
         e_t = ρ e_{t−1} + sqrt(1 − ρ²) GP(0, c)        ρ = exp(−1/1000), e_0 ~ GP(0, c)
         c(i, k) = s² [1 + x_i x_k + (0.3 x_i x_k)² + 0.2² exp(−½ (log10 η_i / η_k)² / 0.5²)]
 
     z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.75 %
     of their norm in a gradient step at the start, and by a tenth of that at the end; x is z in the middle of training.
-    The terms of c are what all rates have in common, where the peak is, how wide, and the deviations.
+    The terms of c are what all rates have in common, where the peak is, how wide, and the deviations. The cube is
+    caution: too low a rate costs time, too high a one may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, e) for each of four sizes s of the drifts; σ² is the mean
     of its squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances
@@ -278,7 +279,8 @@ class Peak(Bandit):
     @property
     def prior_mean(self):
         """m, for each size, (4, K)."""
-        return -np.array(self.SIZES)[:, None] * self.decades(self.progress) ** 2
+        z = self.decades(self.progress)
+        return -np.array(self.SIZES)[:, None] * (z**2 + np.maximum(z, 0) ** 3)
 
     @property
     def prior_covariance(self):
@@ -333,11 +335,12 @@ class Peak(Bandit):
         self.survived[self.arm], self.failed[self.arm] = True, False
 
     def fail(self, performance, before=()):
-        arm, sizes = self.arm, np.array(self.SIZES)
+        arm = self.arm
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
-        column = self.covariance[:, :, arm + 1]  # its drift is 5 s less than was thought, and so are those near it
-        self.mean[..., 1] -= (5 * sizes / (column[:, arm + 1] + sizes**2))[:, None] * column
+        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, self._distances[:, arm] >= 0)  # higher ones, too
+            self.SIZES, self._distances[:, arm] >= 0
+        )  # nor are higher ones good
         self.level_is_known = False
         return feedback
 

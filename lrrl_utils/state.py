@@ -15,7 +15,6 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
-from torch import nn
 
 NO_STATE = (types.FunctionType, types.MethodType, types.ModuleType, functools.partial, type)  # that could be captured
 
@@ -30,10 +29,10 @@ def capture(x):
     Raises:
         TypeError: there is something in `x` of which this is not known.
     """
+    if isinstance(x, np.generic):  # before floats: a np.float64 is one
+        return x.item()
     if x is None or isinstance(x, (bool, int, float, str)):
         return x
-    if isinstance(x, np.generic):
-        return x.item()
     if isinstance(x, torch.Tensor):
         return x.detach().clone()
     if isinstance(x, np.ndarray):
@@ -147,12 +146,13 @@ def relative_update(trained, parameters, learning_rate, update, *inputs):
     """
     parameters = list(parameters)
     trained.keep()
-    before = nn.utils.parameters_to_vector(parameters).detach()
+    before = [x.detach().clone() for x in parameters]
     learning_rate.fill_(1e-4)
     update(*inputs)
-    change = nn.utils.parameters_to_vector(parameters).detach() - before
+    changes = [after.detach() - x for after, x in zip(parameters, before)]
     trained.undo()
-    return (change.norm() / before.norm() / learning_rate).item()
+    change, norm = (torch.cat([x.flatten() for x in tensors]).norm() for tensors in (changes, before))
+    return (change / norm / learning_rate).item()
 
 
 def without_hooks(optimizer):

@@ -334,7 +334,9 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
     to_levels = np.tril(np.ones((6, 6)))  # L_t = L_0 + the drifts up to t
     covariance = 1 + to_levels @ (drift_covariance + 0.1**2 * np.eye(6)) @ to_levels.T + np.eye(6)
     cross = rho ** (6 - times) * kernel[:, arms] @ to_levels.T
-    residual = np.array(observations[1:]) + sigma * to_levels @ (0.3 * (z[arms] + np.arange(6) / 6) ** 2)
+    used = z[arms] + np.arange(6) / 6
+    prior = -0.3 * (used**2 + np.maximum(used, 0) ** 3)
+    residual = np.array(observations[1:]) - sigma * to_levels @ prior
     expected = cross @ np.linalg.solve(covariance, residual) / sigma
     assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
     posterior = kernel - cross @ np.linalg.solve(covariance, cross.T)

@@ -10,7 +10,7 @@ import dqn_atari_lrrl as dqn
 import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-from bandits import Bandit, Rounds
+from bandits import Bandit, Peak, Rounds
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import scheduled_rate
 from tests import toy_envs
@@ -112,7 +112,7 @@ def test_adamrel_counts_anew_when_the_objective_changes_and_keeps_its_moments(sc
         assert end.value.code == 2 and not (tmp_path / "runs1").exists()
         return
     copies = "" if module is ppo else "--target-network-frequency 60"
-    train(module.main, f"{small} --optimizer adamrel {copies}")
+    train(module.main, f"{small} --optimizer adamrel --bandit uniform {copies}")
     resets = [n for n in range(1, len(counts)) if counts[n] == 1]
     if module is ppo:
         per_rollout = len(counts) // (TOTAL // timesteps)
@@ -251,3 +251,40 @@ def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_
     assert rates[1::2] == epochs and len(epochs) == 21  # it changes between epochs
     exact = [1e-3 * factor**n for n in range(21)]
     assert epochs == pytest.approx([max(r, bound) if factor < 1 else min(r, bound) for r in exact], rel=1e-5)
+
+
+# --- what a bandit is told --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_round_how_far_the_run_is(
+    optimizer, script, train, monkeypatch
+):
+    module, options, _ = script
+    told, progress = [], []
+    set_update_size, pull = Peak.set_update_size, Peak.pull
+    monkeypatch.setattr(Peak, "set_update_size", lambda self, size: told.append(size) or set_update_size(self, size))
+    monkeypatch.setattr(Peak, "pull", lambda self: progress.append((self.progress, len(told))) or pull(self))
+    train(module.main, f"{options} --optimizer {optimizer}")
+    (size,) = told
+    assert 0 < size < math.inf
+    if optimizer == "adam":  # √n / ‖θ‖, of n parameters as large as layers of some hundred inputs have them
+        assert 1 < size < 1000
+    assert {n for _, n in progress} == {1}
+    shares = [share for share, _ in progress]
+    assert shares == sorted(shares) and 0 <= shares[0] < 0.5 < shares[-1] < 1
+
+
+def test_other_bandits_are_told_nothing_and_cost_no_step(script, train, monkeypatch):
+    module, options, _ = script
+    monkeypatch.setattr(module, "relative_update", None)  # a call would be an error
+    train(module.main, f"{options} --bandit uniform")
+
+
+def test_each_of_two_bandits_is_told_of_its_own_network(train, monkeypatch):
+    module, options, _ = SCRIPTS["sac"]
+    told = []
+    monkeypatch.setattr(module, "relative_update", lambda trained, parameters, *_: told.append([*parameters]) or 1.0)
+    train(module.main, f"{options} --total-timesteps {TOTAL} --bandit-scope separate")
+    sizes = [sum(parameter.numel() for parameter in parameters) for parameters in told]
+    assert len(sizes) == 2 and sizes[0] > 1.5 * sizes[1] > 0  # two critics, one actor

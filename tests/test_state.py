@@ -16,7 +16,7 @@ import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from bandits import BANDITS
 from lrrl_utils.rivals import RIVALS, make_bandit
-from lrrl_utils.state import Undoable, capture, make_moments, reset_step_counts, restore
+from lrrl_utils.state import Undoable, capture, make_moments, relative_update, reset_step_counts, restore
 
 OPTIMIZERS = {  # name: options
     "adam": {},
@@ -329,3 +329,35 @@ def test_both_what_is_now_and_what_was_kept_go_into_checkpoints():
     assert plain(capture(others)) == now
     other.undo()
     assert plain(capture(others)) == kept != now
+
+
+# --- what a learning rate does ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [ppo, dqn, sac], ids=["ppo", "dqn", "sac"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_relative_update_is_that_of_a_first_step_at_any_rate_and_leaves_no_trace(name, script):
+    network, optimizer, _ = make_training(name, script)
+    make_moments(optimizer)
+    trained, rate = Undoable(network, optimizer), optimizer.param_groups[0]["lr"]
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+
+    def update(inputs):
+        optimizer.zero_grad()
+        network(inputs).square().mean().backward()
+        optimizer.step()
+
+    before = plain(capture([network, optimizer]))
+    size = relative_update(trained, network.parameters(), rate, update, inputs)
+    assert plain(capture([network, optimizer])) == before
+
+    theta = nn.utils.parameters_to_vector(network.parameters()).detach()
+    rate.fill_(3e-3)
+    update(inputs)
+    change = nn.utils.parameters_to_vector(network.parameters()).detach() - theta
+    assert size == pytest.approx((change.norm() / theta.norm()).item() / 3e-3, rel=1e-2)
+    gradient = torch.cat([parameter.grad.ravel() for parameter in network.parameters()])
+    if name.startswith("adam"):
+        assert size == pytest.approx(math.sqrt((gradient != 0).sum()) / theta.norm().item(), rel=0.2)
+    if name.startswith("sgd"):
+        assert size == pytest.approx((gradient.norm() / theta.norm()).item(), rel=1e-2)
