@@ -338,9 +338,8 @@ class Peak(Bandit):
         arm = self.arm
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
-        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, self._distances[:, arm] >= 0)  # higher ones, too
-            self.SIZES, self._distances[:, arm] >= 0
-        )  # nor are higher ones good
+        higher = self._distances[:, arm] >= 0  # which are worse still
+        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, higher)
         self.level_is_known = False
         return feedback
 
