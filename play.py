@@ -33,7 +33,8 @@ NO_SCREEN = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.env
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]  # a run folder with a model.pt
     episodes: Count = 1  # episodes to play
-    record: bool = NO_SCREEN  # whether to record videos and show nothing; games are always recorded
+    # whether to record videos and show nothing; games are always recorded (default: on a machine without a screen)
+    record: bool = NO_SCREEN
 
 
 def load_run(folder):

@@ -17,7 +17,7 @@ from torch import nn
 
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import bandit_options, check, parse_args
+from lrrl_utils.command_line import bandit_options, check, decide_compile, parse_args
 from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.numpy_policy import numpy_policy
@@ -36,7 +36,9 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    compile: bool = False  # whether to compile the gradients; on a GPU, an update is a CUDA graph then
+    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, for 200,000
+    # timesteps or more, which repay the time that it takes)
+    compile: bool = False
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
@@ -195,6 +197,7 @@ def make_optimizer(args, parameters, learning_rate):
 
 def main(argv=None):
     args = parse_args(Args, argv)
+    decide_compile(args, 200_000)
     if args.lr_control == "kl":
         check(args, "[1e-06, 0.01]", "learning_rate")
     batch_size = args.num_envs * args.num_steps

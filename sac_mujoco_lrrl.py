@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import bandit_options, check, check_meaning, given_options, parse_args
+from lrrl_utils.command_line import bandit_options, check, check_meaning, decide_compile, given_options, parse_args
 from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
@@ -39,7 +39,9 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    compile: bool = False  # whether to compile the gradients; on a GPU, an update is a CUDA graph then
+    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, for 20,000
+    # timesteps or more, which repay the time that it takes)
+    compile: bool = False
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
@@ -235,6 +237,7 @@ def update(optimizer, step, gradients, *inputs):
 
 def main(argv=None):
     args = parse_args(Args, argv)
+    decide_compile(args, 20_000)
     given = given_options(args.command_line)
     scope = args.bandit_scope if args.lr_control == "bandit" else None
     check_meaning(args, given, "autotune", {"alpha": (False,), "alpha_lr_ratio": (True,)})

@@ -19,6 +19,7 @@ from lrrl_utils.terminal import option_name
 
 SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl")
 SCRIPTS += ("nonconvex_lrrl", "report", "play")
+DECIDED = {"record": "on without a screen", "compile": "on in a long run"}  # defaults that depend on something
 INTRODUCTION = """\
 # Options
 
@@ -83,7 +84,9 @@ def table(args_class):
             text += f"; one of {', '.join(f'`{choice}`' for choice in choices)}"
         text = text.replace("|", "\\|").replace("<", "&lt;")
         if hasattr(args_class, name):
-            default = "on without a screen" if name == "record" else show(getattr(args_class, name))
+            default = show(getattr(args_class, name))
+            if name in DECIDED and "(default: " in text:
+                default = DECIDED[name]
             yield f"| `{option_name(name)}` | {default} | {text} |"
         else:
             yield f"| `{name.upper()}` |  | {text} |"

@@ -159,7 +159,7 @@ def test_a_checkpoint_that_would_grow_when_it_is_unpacked_is_refused_unread(stop
 
 
 def test_a_run_that_is_still_going_on_cannot_be_resumed(start, tmp_path):
-    process = start(f"ppo_continuous_lrrl.py {PENDULUM} --total-timesteps 1280000")
+    process = start(f"ppo_continuous_lrrl.py {PENDULUM} --no-compile --total-timesteps 1280000")
     wait_for(lambda: [*tmp_path.glob("runs/*/checkpoint.pt")], process)
     second = start(f"ppo_continuous_lrrl.py --resume {only_folder(tmp_path / 'runs').path}")
     output, error = second.communicate(timeout=60)

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch
 
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from bandits import BANDITS, Bandit
-from lrrl_utils.command_line import bandit_options, check, check_meaning, parse_args
+from lrrl_utils.command_line import bandit_options, check, check_meaning, decide_compile, parse_args
+from lrrl_utils.parser import given_options
 from lrrl_utils.ranges import Rate, Share, Window
+from tests.conftest import resume
 
 
 @dataclass
@@ -140,3 +143,40 @@ def test_a_bandit_of_ones_own_brings_its_options(monkeypatch):
     assert "memory" in bandit_options(ArgsOfMine())  # wucb has one
     monkeypatch.setitem(BANDITS, "peak", Mine)
     assert bandit_options(ArgsOfMine(bandit_memory=0.5))["memory"] == 0.5
+
+
+# --- --compile --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu", "compiles"),
+    [
+        ("--total-timesteps 199000", False, False),
+        ("--total-timesteps 200704", False, True),
+        ("--total-timesteps 200704", True, False),
+        ("--total-timesteps 200704 --no-cuda", True, True),
+        ("--total-timesteps 200704 --no-compile", False, False),
+        ("--total-timesteps 4096 --compile", True, True),
+    ],
+)
+def test_a_run_is_compiled_where_that_pays_unless_the_command_line_decides(line, gpu, compiles, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    args = parse_args(ppo.Args, line.split())
+    decide_compile(args, 200_000)
+    assert args.compile == compiles
+    assert given_options(args.command_line) >= {"total_timesteps", "compile"}
+    again = parse_args(ppo.Args, args.command_line)
+    decide_compile(again, 1)
+    assert again.compile == compiles  # whatever the length and the machine are then
+
+
+def test_a_run_that_goes_on_for_longer_is_compiled_or_not_as_before(stopped, monkeypatch):
+    decided = []
+
+    def decide(args, timesteps):
+        decide_compile(args, 1024)
+        decided.append(args.compile)
+
+    monkeypatch.setattr(ppo, "decide_compile", decide)
+    resume(ppo.main, stopped, "--total-timesteps 1088")
+    assert decided == [False]

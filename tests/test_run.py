@@ -299,6 +299,7 @@ def attack(parent, count, seed):
     """Run PPO `count` times, each ended by a signal at a random moment, within 5 seconds."""
     generator, here = random.Random(seed), threading.main_thread().ident
     options = f"{PENDULUM} --num-steps 16 --num-minibatches 2 --bandit-interval 16 --total-timesteps 10000000"
+    options += " --no-compile"
     for n in range(count):
         signum, sent = generator.choice(SIGNALS), []
         folder = parent / f"attack{n}"
@@ -347,7 +348,8 @@ def test_a_signal_in_the_evaluation_ends_the_run_at_once(start, tmp_path):
 
 
 def test_after_ctrl_c_no_process_is_left(start, tmp_path):
-    process = start(f"ppo_continuous_lrrl.py {PENDULUM} --total-timesteps 1280000 --track", WANDB_MODE="offline")
+    options = f"{PENDULUM} --no-compile --total-timesteps 1280000 --track"
+    process = start(f"ppo_continuous_lrrl.py {options}", WANDB_MODE="offline")
     wait_for(lambda: [*(tmp_path / "runs").glob("*/checkpoint.pt")], process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
