@@ -264,8 +264,7 @@ class Peak(Bandit):
     def set_update_size(self, size):
         """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
 
-        At its first step, any optimizer moves them in proportion to the rate. A size that is 0 or not finite says
-        nothing, and the middle arm stays the one that is expected to be best.
+        A size that is 0 or not finite says nothing: the middle arm stays the one that is expected to be best.
         """
         self.needs_update_size = False
         if 0 < size < math.inf:

@@ -394,8 +394,8 @@ def main(argv=None):
                 run.log_rounds(global_step, rounds.close(), learning_rate)
             if num_updates and not rounds.is_open:
                 if bandits and bandits["agent"].needs_update_size:
-                    probe = q_network.parameters(), learning_rate, update_network, *replay.sample(rng, args.batch_size)
-                    bandits["agent"].set_update_size(relative_update(trained, *probe))
+                    minibatch = replay.sample(rng, args.batch_size)
+                    bandits["agent"].set_update_size(relative_update(trained, optimizer, update_network, *minibatch))
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:

@@ -330,8 +330,7 @@ def main(argv=None):
             for bandit in bandits.values():
                 if bandit.needs_update_size:
                     minibatch = [x[: batch_size // args.num_minibatches] for x in batch]
-                    probe = [parameters], learning_rate, update, *minibatch
-                    bandit.set_update_size(relative_update(trained, *probe))
+                    bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
             if not rounds.is_open:
                 rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
                 trained.keep()

@@ -381,8 +381,8 @@ def main(argv=None):
                 if any(bandit.needs_update_size for bandit in bandits.values()):
                     minibatch = replay.sample(rng, args.batch_size)
                     noise = torch.randn((args.batch_size, envs.action_size), device=device)
-                    probes = {"critic": (critics.parameters(), critic_lr, update_critics, noise, *minibatch)}
-                    probes["actor"] = actor.parameters(), actor_lr, update_policy, noise, minibatch[0]
+                    probes = {"critic": (critic_optimizer, update_critics, noise, *minibatch)}
+                    probes["actor"] = actor_optimizer, update_policy, noise, minibatch[0]
                     for name, bandit in bandits.items():
                         bandit.set_update_size(relative_update(trained, *probes[name]))
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm for each bandit

@@ -138,21 +138,21 @@ def reset_step_counts(optimizer):
             values["step"].zero_()
 
 
-def relative_update(trained, parameters, learning_rate, update, *inputs):
-    """‖Δθ‖ / ‖θ‖ of the gradient step `update(*inputs)` at a learning rate of 1; the step is undone.
+def relative_update(trained, optimizer, update, *inputs):
+    """How far a step of `optimizer` moves its parameters at a learning rate of 1, relative to their norm: ‖Δθ‖ / ‖θ‖.
 
-    Any optimizer's first step is linear in its learning rate, the tensor `learning_rate`, so one size tells all.
-    `trained` is what the step changes, an `Undoable`, `parameters` the θ among them.
+    That is the step that it comes to if the gradient stays what it is in `update(*inputs)`, which is undone: the
+    gradient in SGD, its sign in Adam and RMSProp, and 1 / (1 − momentum) times as much with momentum. `trained` is
+    what the update changes, an `Undoable`.
     """
-    parameters = list(parameters)
+    parameters = [x for group in optimizer.param_groups for x in group["params"]]
     trained.keep()
-    before = [x.detach().clone() for x in parameters]
-    learning_rate.fill_(1e-4)
+    norm = torch.cat([x.detach().flatten() for x in parameters]).norm()
     update(*inputs)
-    changes = [after.detach() - x for after, x in zip(parameters, before)]
+    gradient = torch.cat([x.grad.flatten() for x in parameters if x.grad is not None])
     trained.undo()
-    change, norm = (torch.cat([x.flatten() for x in tensors]).norm() for tensors in (changes, before))
-    return (change / norm / learning_rate).item()
+    step = gradient if isinstance(optimizer, torch.optim.SGD) else gradient.sign()
+    return (step.norm() / norm).item() / (1 - optimizer.defaults.get("momentum", 0))
 
 
 def without_hooks(optimizer):

@@ -284,7 +284,7 @@ def test_other_bandits_are_told_nothing_and_cost_no_step(script, train, monkeypa
 def test_each_of_two_bandits_is_told_of_its_own_network(train, monkeypatch):
     module, options, _ = SCRIPTS["sac"]
     told = []
-    monkeypatch.setattr(module, "relative_update", lambda trained, parameters, *_: told.append([*parameters]) or 1.0)
+    monkeypatch.setattr(module, "relative_update", lambda _, optimizer, *__: told.append(optimizer) or 1.0)
     train(module.main, f"{options} --total-timesteps {TOTAL} --bandit-scope separate")
-    sizes = [sum(parameter.numel() for parameter in parameters) for parameters in told]
+    sizes = [sum(x.numel() for group in optimizer.param_groups for x in group["params"]) for optimizer in told]
     assert len(sizes) == 2 and sizes[0] > 1.5 * sizes[1] > 0  # two critics, one actor
