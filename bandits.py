@@ -337,8 +337,8 @@ class Peak(Bandit):
         arm = self.arm
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
-        higher = self._distances[:, arm] >= 0  # which are worse still
-        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, higher)
+        as_high = self._distances[:, arm] >= 0
+        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, as_high)
         self.level_is_known = False
         return feedback
 
