@@ -18,7 +18,7 @@ from lrrl_utils.rivals import BanditName, bandits_with
 from lrrl_utils.terminal import option_name
 
 SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl")
-SCRIPTS += ("nonconvex_lrrl", "report", "play")
+SCRIPTS += ("nonconvex_lrrl", "landscape", "report", "play")
 DECIDED = {"record": "on without a screen", "compile": "on in a long run"}  # defaults that depend on something
 INTRODUCTION = """\
 # Options

@@ -1,0 +1,101 @@
+"""What landscape.py promises: branches that differ in their rate alone, slopes with errors, work that is done once."""
+
+import csv
+import math
+import subprocess
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import landscape
+
+COMMAND = "ppo_continuous_lrrl.py --env-id Pendulum-v1 --num-steps 200 --num-minibatches 4 --update-epochs 1"
+OPTIONS = ["--moments", "400", "800", "--length", "800", "--learning-rates", "1e-3", "1e-1", "--seeds", "7"]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("landscape")
+    landscape.main([str(folder), "--command", COMMAND, *OPTIONS])
+    return folder
+
+
+def test_a_branch_is_its_run_up_to_the_moment_and_another_one_from_there_on(made):
+    (parent,) = made.glob("parents/7/*/")
+    whole = rows(parent / "episodes.csv")
+    branches = {folder.name: rows(folder / "episodes.csv") for folder in (made / "branches").iterdir()}
+    assert branches.keys() == {f"7_{moment}_{rate}_1" for moment in (400, 800) for rate in ("0.001", "0.1")}
+    for name, episodes in branches.items():
+        moment = int(name.split("_")[1])
+        before = [row for row in episodes if int(row["global_step"]) <= moment]
+        assert before == [row for row in whole if int(row["global_step"]) <= moment] and len(before) == moment // 200
+        assert len(episodes) == (moment + 800) // 200
+    for moment in (400, 800):  # the first rollout is the same at any rate, those after an update are not
+        a, b = (branches[f"7_{moment}_{rate}_1"][moment // 200 :] for rate in ("0.001", "0.1"))
+        assert a[0] == b[0] and a[1] != b[1]
+
+
+def test_the_table_has_the_slope_of_every_branch(made):
+    table = rows(made / "landscape.csv")
+    assert len(table) == 4
+    for row in table:
+        folder = made / "branches" / f"7_{row['moment']}_{float(row['learning_rate']):g}_1"
+        later = [x for x in rows(folder / "episodes.csv") if int(x["global_step"]) > int(row["moment"])]
+        steps, returns = (np.array([float(x[name]) for x in later]) for name in ("global_step", "episodic_return"))
+        (slope, _), covariance = np.polyfit(steps / 1e4, returns, 1, cov=True)
+        assert float(row["slope"]) == pytest.approx(slope, rel=1e-4) and int(row["episodes"]) == len(later) == 4
+        assert float(row["standard_error"]) == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-4)
+    text = (made / "landscape.md").read_text()
+    assert "| branched at | 0.001 | 0.1 |" in text and text.count("**") == 4  # the best of each moment
+    assert matplotlib.image.imread(made / "landscape.png").std() > 0.05
+
+
+def test_what_is_done_is_not_done_again(made, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)  # a call would be an error
+    before = (made / "landscape.csv").read_bytes()
+    (made / "landscape.csv").unlink()
+    landscape.main([str(made), "--command", COMMAND, *OPTIONS])
+    assert (made / "landscape.csv").read_bytes() == before
+
+
+def test_a_branch_that_was_cut_short_is_made_again_to_the_byte(made):
+    folder = made / "branches" / "7_400_0.1_1"
+    whole = (folder / "episodes.csv").read_bytes()
+    (folder / "summary.json").unlink()
+    (folder / "episodes.csv").write_bytes(whole[:60])
+    landscape.main([str(made), "--command", COMMAND, *OPTIONS])
+    assert (folder / "episodes.csv").read_bytes() == whole
+
+
+def test_the_rates_of_a_run_are_drawn_on_top(made):
+    before = matplotlib.image.imread(made / "landscape.png")
+    (parent,) = made.glob("parents/7/*/")
+    landscape.main([str(made), "--command", COMMAND, *OPTIONS, "--show-run", str(parent)])
+    assert (matplotlib.image.imread(made / "landscape.png") != before).any()
+
+
+def test_a_slope_needs_three_episodes():
+    assert np.isnan(landscape.slope_of(np.array([1.0, 2.0]), np.array([1.0, 2.0]))).all()
+    assert landscape.slope_of(np.array([0.0, 1e4, 2e4]), np.array([1.0, 3.0, 5.0])) == pytest.approx((2.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--command", "cleanrl.py"], "must begin with a training script"),
+        (["--command", ""], "must begin with a training script"),
+        (["--command", f"{COMMAND} --gamma 2"], "--gamma"),
+        (["--moments", "0"], "[1, inf)"),
+        (["--learning-rates", "-1"], "--learning-rates"),
+        (["--command", COMMAND, "--moments", "300", "--length", "400"], "multiples of a rollout"),
+        (["--command", f"{COMMAND} --env-id Nowhere-v0", "--moments", "400"], "Nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_with_code_2(words, said, refused, tmp_path):
+    assert said in refused(landscape.main, [tmp_path / "new", *words])
