@@ -133,7 +133,7 @@ def test_the_agent_learns_from_exactly_what_it_saw(script, train, monkeypatch):
 
     monkeypatch.setattr(module, "act", act)
     monkeypatch.setattr(module.ReplayBuffer, "sample", sample)
-    train(module.main, f"{small} --total-timesteps 800 --buffer-size 300 --num-envs 2")
+    train(module.main, f"{small} --bandit uniform --total-timesteps 800 --buffer-size 300 --num-envs 2")
     assert len(learnt) == (800 - 40) // 4
     for obs, _, _, next_obs, discounts in learnt:
         assert all(stack.numpy().tobytes() in seen for stack in obs)
@@ -210,7 +210,7 @@ def test_the_target_network_is_copied_at_its_period_and_at_no_other_time(train, 
 @pytest.mark.parametrize("num_envs", [1, 2, 4, 16])
 def test_many_games_keep_the_replay_ratio(num_envs, train, updates, monkeypatch):
     play(monkeypatch, TinyGame(num_envs))
-    train(dqn.main, f"{SMALL} --total-timesteps 320 --learning-starts 64 --num-envs {num_envs}")
+    train(dqn.main, f"{SMALL} --bandit uniform --total-timesteps 320 --learning-starts 64 --num-envs {num_envs}")
     assert len(updates.at) == (320 - 64) // 4
 
 

@@ -15,7 +15,7 @@ import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from tests.conftest import PENDULUM, assert_equal_to_the_bit, last_step, only_folder, resume, rows, scalars, wait_for
 
-KILLS = int(os.environ.get("KILLS", 2))  # of each script; `make soak` asks for more
+KILLS = int(os.environ.get("KILLS", 1))  # of each script; `make soak` asks for more
 ATARI = "--preset cleanrl --batch-size 4 --learning-starts 80 --buffer-size 400 --noop-max 5 --exploration-steps 500"
 ATARI += " --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 100"
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"

@@ -267,8 +267,8 @@ def test_the_default_replay_is_small_and_taken_as_it_fills():
 def test_updates_per_timestep_do_not_depend_on_how_many_environments_there_are(
     num_envs, frequency, train, rates, step_counter
 ):
-    options = f"{step_counter} --total-timesteps 80 --num-envs {num_envs} --policy-frequency {frequency}"
-    train(sac.main, options)
+    options = f"{step_counter} --bandit uniform --total-timesteps 80 --num-envs {num_envs}"
+    train(sac.main, f"{options} --policy-frequency {frequency}")
     counts = {name: sum(step[1] == name for step in rates) for name in ("critic", "actor")}
     assert counts == {"critic": 60, "actor": frequency * (80 // frequency - 20 // frequency)}
 
@@ -283,7 +283,8 @@ def test_target_critics_take_over_a_share_of_the_critics_at_their_period(period,
 
     critic_loss = sac.critic_loss
     monkeypatch.setattr(sac, "critic_loss", spy)
-    train(sac.main, f"{step_counter} --total-timesteps 50 --tau 0.25 --target-network-frequency {period}")
+    options = f"--bandit uniform --total-timesteps 50 --tau 0.25 --target-network-frequency {period}"
+    train(sac.main, f"{step_counter} {options}")
     assert all(torch.equal(a, b) for a, b in zip(*parameters[0]))
     for n, ((_, before), (critics, after)) in enumerate(zip(parameters, parameters[1:])):
         share = 0.25 if (21 + n) % period == 0 else 0
