@@ -211,7 +211,7 @@ class Peak(Bandit):
     observation to the next. The drifts are a parabola over log10 η, of which place, height and width are not known, and
     small deviations from it (a Gaussian process). In units of σ, the noise of an observation:
 
-        f_t = L_t + ε_t                                ε_t ~ N(0, 1), errors beyond 3 cut to 3
+        f_t = L_t + ε_t                                ε_t ~ N(0, 1)
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
         d_t = m_t + e_t                                m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
         e_t = ρ e_{t−1} + sqrt(1 − ρ²) GP(0, c)        ρ = exp(−1/1000), e_0 ~ GP(0, c)
@@ -223,23 +223,27 @@ class Peak(Bandit):
     caution: too low a rate costs time, too high a one may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, e) for each of four sizes s of the drifts; σ² is the mean
-    of its squared errors. The sizes are weighted by how well they have predicted. Nothing has a unit, so performances
-    a f + b, a > 0, in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its
-    standard deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of
-    Thompson Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
+    of its last 50 squared errors. Once five errors are known, those beyond 3 standard deviations count as 3. The sizes
+    are weighted by how well they have predicted lately. Nothing has a unit, so performances a f + b, a > 0, in place of
+    f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard deviations shrunk to
+    0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
+    2011). The constants were chosen on simulated agents; none is to be tuned for a task.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms that have not failed. For a rate that is
-    far too high can ruin an agent before its noise is known, and then nothing tells that it did.
+    far too high can ruin an agent before its noise is known, and then nothing tells that it did. An arm that has failed
+    and those above it are thought to drift by 3 s less than before.
 
     Call `set_update_size` before the first draw. Without it, the middle arm is expected to be best at the start.
     Arguments and errors as for `Bandit`.
     """
 
-    BEST_UPDATE, FALL = 0.0075, 1.0  # at the start; in decades from start to end
-    SIZES, PLACE, WIDTH, DEVIATION, LENGTH = (0.05, 0.15, 0.45, 1.35), 1.0, 0.3, 0.2, 0.5
-    WALK, FADE, FORGET = 0.1, math.exp(-1 / 1000), 0.98
-    SHRINK, CUT = 0.4, 3.0
+    BEST_UPDATE, FALL = 0.0075, 1.0  # the best relative update at the start; decades that it falls until the end
+    SIZES = (0.05, 0.15, 0.45, 1.35)  # s
+    PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 0.3, 0.2, 0.5  # of c; the place of the peak deviates by PLACE / 2 decades
+    WALK, FADE, CUT = 0.1, math.exp(-1 / 1000), 3.0
+    FORGET = 0.98  # of how well a size has predicted
+    SHRINK = 0.4
 
     def __init__(self, arms, window=5, seed=0):
         super().__init__(arms, window, seed)
@@ -249,9 +253,9 @@ class Peak(Bandit):
         ranks = self._log_rates.argsort().argsort()
         self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
         self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected to be so at the start
-        self.survived, self.failed = np.zeros(len(ranks), bool), np.zeros(len(ranks), bool)  # the last round with each
-        # The mean of (L, e) is linear in the data and in σ: the last axis holds what data adds, and what σ times the
-        # prior does. The first axis is the sizes.
+        self.survived, self.failed = np.zeros((2, len(ranks)), bool)  # how the last round with each arm ended
+        # The mean of (L, e) is linear in the data and in σ, but for errors that are cut: the last axis holds what data
+        # adds, and what σ times the prior does. The first axis is the sizes.
         self.mean = np.zeros((len(self.SIZES), len(ranks) + 1, 2))
         self.covariance = np.zeros((len(self.SIZES), len(ranks) + 1, len(ranks) + 1))  # in units of σ²
         self.covariance[:, 1:, 1:] = self.prior_covariance
@@ -264,8 +268,11 @@ class Peak(Bandit):
     def set_update_size(self, size):
         """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
 
-        A size that is 0 or not finite says nothing: the middle arm stays the one that is expected to be best.
+        A size that is 0 or not finite says nothing: the middle arm stays the one that is expected to be best. Raises
+        RuntimeError once an arm was drawn.
         """
+        if self.drawn_from is not None:
+            raise RuntimeError("an arm was drawn already: call set_update_size() before the first pull()")
         self.needs_update_size = False
         if 0 < size < math.inf:
             self.best = math.log10(self.BEST_UPDATE / size)
@@ -295,7 +302,8 @@ class Peak(Bandit):
         if self.level_is_known:
             self.correct(performance - self.origin)
             return
-        self.origin = self.origin if self.errors else performance
+        if not self.errors:
+            self.origin = performance
         self.level_is_known = True
         self.mean[:, 0] = performance - self.origin, 0.0
         self.covariance[:, 0] = self.covariance[:, :, 0] = 0.0
@@ -318,7 +326,8 @@ class Peak(Bandit):
         mean, covariance, sigma = self.mean, self.covariance, np.sqrt(self.variance)
         error_variance = covariance[:, 0, 0] + 1
         error = np.abs(y - mean[:, 0, 0] - mean[:, 0, 1] * sigma) / np.sqrt(error_variance)
-        cut = np.where((error > self.CUT * sigma) & (sigma > 0), self.CUT * sigma / np.where(error > 0, error, 1), 1.0)
+        can_cut = (error > self.CUT * sigma) & (self.errors >= 5)
+        cut = np.where(can_cut, self.CUT * sigma / np.where(error > 0, error, 1), 1.0)
         gain = covariance[:, :, 0] / error_variance[:, None]
         innovation = np.stack([y - mean[:, 0, 0], -mean[:, 0, 1]], axis=1) * cut[:, None]
         mean += gain[:, :, None] * innovation[:, None]
@@ -326,7 +335,7 @@ class Peak(Bandit):
         if (sigma > 0).all():
             likelihood = -np.log(sigma) - 0.5 * np.log(error_variance) - 0.5 * (cut * error / sigma) ** 2
             self.evidence = self.FORGET * self.evidence + likelihood - likelihood.max()
-        if (error > 0).all():  # σ is not known until something changes
+        if (error > 1e-9 * abs(self.origin)).all():  # σ is not known until more than rounding changes
             self.errors = min(self.errors + 1, 50)
             self.variance += ((cut * error) ** 2 - self.variance) / self.errors
 
@@ -366,7 +375,9 @@ class Peak(Bandit):
 class Prior(Peak):
     """The control of `Peak`: draws from what that knows before it has seen anything, for ever."""
 
-    reachable = True
+    @property
+    def reachable(self):
+        return np.ones(len(self.arms), bool)
 
     def observe(self, performance):
         return Bandit.observe(self, performance)
@@ -417,7 +428,7 @@ class Rounds:
         self.before = deque(maxlen=5)  # the last observations before it
         self.changes = deque(maxlen=50)  # distances of observations that follow each other
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
-        self.floor = math.inf  # the lowest one before this round
+        self.lowest_before, self.highest_before = math.inf, -math.inf  # of those before this round
 
     def earn(self, reward, timesteps, returns=()):
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
@@ -453,7 +464,7 @@ class Rounds:
 
     def begin(self, progress=0.0):
         """Start a round: every bandit draws its arm. `progress` is the share of the training that is over."""
-        self.is_open, self.floor = True, self.lowest
+        self.is_open, self.lowest_before, self.highest_before = True, self.lowest, self.highest
         self.start_observation()
         for bandit in self._bandits.values():
             bandit.progress = progress
@@ -495,7 +506,7 @@ class Rounds:
         changes.remove(max(changes[-len(self.observations) :]))
         beyond_noise = (4 + 4 / len(changes)) * self.noise(changes) if len(changes) > 1 else math.inf
         worst = min(self.before)
-        return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.floor) / 2)
+        return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.lowest_before) / 2)
 
     def close(self):
         """End the round and credit its arms; returns a `ClosedRound` for each bandit (one where there is none).
@@ -514,13 +525,14 @@ class Rounds:
         """End a round that has ruined the agent, which has been taken back to the start of it; returns as `close`.
 
         Its arms are charged with a performance as far below the lowest seen as that is below the highest, or below 0
-        while one observation is known. What is observed before the next `begin` shows where the agent starts again.
-        Raises RuntimeError if no round is open.
+        while one observation is known. What was observed in the round is forgotten; what is observed before the next
+        `begin` shows where the agent starts again. Raises RuntimeError if no round is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.changes else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)
         before = list(self.before or [lowest])
         closed = self._end(lambda bandit: bandit.fail(charge, before))
+        self.lowest, self.highest = self.lowest_before, self.highest_before
         self.before.clear()
         return closed
 

@@ -2,10 +2,11 @@
 
     python landscape.py runs/landscape --command "ppo_continuous_lrrl.py --env-id HalfCheetah-v5" --seeds 1 2
 
-trains with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with each of
-`--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per branch;
-`landscape.md`, the slope of the episodes' returns per 10,000 timesteps; and the same as `landscape.png`. Stopped at any
-moment, it goes on when it is started again. Landscapes of hyper-parameters: Mohan et al., arXiv 2304.02396.
+trains PPO with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with
+each of `--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per
+branch; `landscape.md`, the slope of the episodes' returns per 10,000 timesteps; and the same as `landscape.png`. The
+first rollout of a branch comes before any update with its rate and is left out. Stopped at any moment, it goes on when
+it is started again; seeds and rates may be added then. Landscapes of hyper-parameters: Mohan et al., arXiv 2304.02396.
 """
 
 import csv
@@ -26,10 +27,12 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
+from scipy.stats import t as student
 
 from lrrl_utils.command_line import parse_args
-from lrrl_utils.files import read_json, write_json, written_whole
+from lrrl_utils.files import lock, read_json, write_json, written_whole
 from lrrl_utils.measures import read_csv
+from lrrl_utils.parser import given_options
 from lrrl_utils.ranges import Count, Rate, Seed
 from lrrl_utils.state import capture
 from lrrl_utils.terminal import reject, say
@@ -37,17 +40,18 @@ from lrrl_utils.terminal import reject, say
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLUMNS = ("env_id", "seed", "moment", "learning_rate", "branch_seed", "episodes", "slope", "standard_error")
+FIXED = ("command", "base_learning_rate", "moments", "length")  # what a folder was begun with
+SET_HERE = {"lr_control", "learning_rate", "learning_rates", "lr_range", "bandit", "seed", "run_dir", "total_timesteps"}
 
 
 @dataclass
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]  # where everything goes
     # the script that trains and its options; what sets the learning rate is not among them
-    command: str = "ppo_continuous_lrrl.py"
+    command: str = "ppo_continuous_lrrl.py --compile"
     base_learning_rate: Rate = 3e-4  # the constant rate of the runs that are branched
     seeds: tuple[Seed, ...] = (1,)  # of the runs that are branched
-    # when they are, in timesteps; in PPO, multiples of a rollout
+    # when they are, in timesteps; multiples of a rollout
     moments: tuple[Count, ...] = (51_200, 102_400, 153_600, 204_800, 256_000)
     learning_rates: tuple[Rate, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # those of the branches
     length: Count = 40_960  # timesteps of a branch
@@ -56,12 +60,12 @@ class Args:
     show_run: Path | None = None  # a run folder; the rates that its bandit drew are drawn into the figure
 
 
-def train(args, *words):
+def train(args, *words, may_diverge=False):
     """Run the script with `words`, to its end."""
     script = shlex.split(args.command)[0]
     command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, words)]
     result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if result.returncode not in (0, 3):  # a branch may diverge
+    if result.returncode and not (result.returncode == 3 and may_diverge):
         reject(f"{script}: {(result.stderr.strip() or 'has failed').splitlines()[-1]}")
 
 
@@ -105,29 +109,29 @@ def make_snapshots(args, seed):
             train(args, *words, "--total-timesteps", moment)
         (run,) = parent.glob("*/")
         if step_of(run) != moment:
-            reject(f"--moments {moment}: the run has no checkpoint there; in PPO, take multiples of a rollout")
+            reject(f"--moments {moment}: the run has no checkpoint there; take multiples of a rollout")
         snapshot.parent.mkdir(exist_ok=True)
         shutil.copytree(run, new := snapshot.with_suffix(".new"), dirs_exist_ok=True)
         new.rename(snapshot)
         say(f"seed {seed}: at {moment:,} timesteps")
 
 
-def start_branch(snapshot, folder, learning_rate, branch_seed, seed):
-    """Copy a snapshot and give the copy another rate and other random numbers, as if it always had had that rate."""
-    shutil.rmtree(folder, ignore_errors=True)
+def start_branch(snapshot, folder, learning_rate, key):
+    """Copy a snapshot; the copy gets another rate, as if it always had had that, and random numbers seeded by `key`."""
+    if folder.exists():
+        try:
+            os.close(lock(folder))
+        except BlockingIOError:
+            reject(f"{folder}: a process is still writing there")
+        shutil.rmtree(folder)
     shutil.copytree(snapshot, folder)
-    for name in ("checkpoint.prev.pt", "curves.png"):
-        (folder / name).unlink(missing_ok=True)
+    (folder / "checkpoint.prev.pt").unlink(missing_ok=True)  # it has the rate of the run
     config = read_json(folder / "config.json")
     config["learning_rate"] = learning_rate
     config["command_line"] += ["--learning-rate", str(learning_rate)]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     checkpoint["run"]["identity"]["learning_rate"] = learning_rate
-    key = (seed, branch_seed)
     checkpoint["state"]["rng"] = capture(np.random.default_rng(key))
-    if "torch_rng" in checkpoint["state"]:
-        torch_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        checkpoint["state"]["torch_rng"] = torch.Generator().manual_seed(torch_seed).get_state()
     with written_whole(folder / "checkpoint.pt") as file:
         torch.save(checkpoint, file)
     write_json(folder / "config.json", config)
@@ -144,33 +148,39 @@ def slope_of(steps, returns):
 
 
 def measure_branch(args, seed, moment, learning_rate, branch_seed):
-    """Train a branch, unless that was done; returns its row of the table."""
+    """Train a branch, unless that was done; returns its row of the table, a dict."""
     folder = args.folder / "branches" / f"{seed}_{moment}_{learning_rate:g}_{branch_seed}"
     if status_of(folder) not in ("finished", "diverged") or read_json(folder / "summary.json")["global_step"] <= moment:
-        start_branch(args.folder / "snapshots" / f"{seed}_{moment}", folder, learning_rate, branch_seed, seed)
-        train(args, "--resume", folder, "--total-timesteps", moment + args.length)
-        for name in ("checkpoint.pt", "checkpoint.prev.pt", "replay.bin"):
+        snapshot = args.folder / "snapshots" / f"{seed}_{moment}"
+        start_branch(snapshot, folder, learning_rate, (seed, moment, branch_seed))
+        train(args, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
+        for name in ("checkpoint.pt", "checkpoint.prev.pt"):
             (folder / name).unlink(missing_ok=True)
-        say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}")
-    episodes = read_csv(folder / "episodes.csv")
-    later = episodes["global_step"] > moment
+        say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}: {status_of(folder)}")
+    config, episodes = read_json(folder / "config.json"), read_csv(folder / "episodes.csv")
+    later = episodes["global_step"] > moment + config["num_envs"] * config["num_steps"]
     steps, returns = episodes["global_step"][later], episodes["episodic_return"][later]
-    env_id = read_json(folder / "config.json")["env_id"]
-    return env_id, seed, moment, learning_rate, branch_seed, len(steps), *slope_of(steps, returns)
+    slope, error = slope_of(steps, returns)
+    row = {"env_id": config["env_id"], "seed": seed, "moment": moment, "learning_rate": learning_rate}
+    row |= {"branch_seed": branch_seed, "status": status_of(folder), "episodes": len(steps)}
+    return row | {"slope": slope, "standard_error": error}
 
 
-def mean_slopes(args, rows):
-    """Means over branches, (rates, moments), and the half widths of their 95 % intervals from the branches' errors."""
-    means, widths = (np.full((len(args.learning_rates), len(args.moments)), math.nan) for _ in range(2))
-    for i, rate in enumerate(args.learning_rates):
-        for j, moment in enumerate(args.moments):
-            cells = [(row[6], row[7]) for row in rows if row[2:4] == (moment, rate) and math.isfinite(row[6])]
-            if cells:
-                slopes, errors = np.array(cells).T
-                between = slopes.std(ddof=1) / math.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
-                means[i, j] = slopes.mean()
-                widths[i, j] = 1.96 * max(between, math.sqrt((errors**2).sum()) / len(errors))
-    return means, widths
+def mean_slope(rows):
+    """The mean slope of some branches and half the width of its 95 % interval; NaN if one has diverged.
+
+    With two seeds or more it is Student's interval between the means of the seeds, which is wide for two. With one, it
+    tells the error of the fit alone.
+    """
+    if any(row["status"] == "diverged" or math.isnan(row["slope"]) for row in rows):
+        return math.nan, math.nan
+    seeds = sorted({row["seed"] for row in rows})
+    means = [np.mean([row["slope"] for row in rows if row["seed"] == seed]) for seed in seeds]
+    if len(means) > 1:
+        width = student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means))
+    else:
+        width = 1.96 * math.sqrt(sum(row["standard_error"] ** 2 for row in rows)) / len(rows)
+    return np.mean(means), width
 
 
 def write_table(args, means, widths):
@@ -180,6 +190,7 @@ def write_table(args, means, widths):
         best = np.nanargmax(means[:, j]) if np.isfinite(means[:, j]).any() else None
         cells = [f"{mean:.3g} ± {width:.2g}" for mean, width in zip(means[:, j], widths[:, j])]
         cells = [f"**{cell}**" if i == best else cell for i, cell in enumerate(cells)]
+        cells = ["diverged" if "nan" in cell else cell for cell in cells]
         lines.append(f"| {moment:,} | {' | '.join(cells)} |")
     title = "Slope of the return per 10,000 timesteps, mean of the branches ± half of a 95 % interval.\n\n"
     (args.folder / "landscape.md").write_text(title + "\n".join(lines) + "\n")
@@ -187,18 +198,20 @@ def write_table(args, means, widths):
 
 def draw(args, means, widths, title):
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    largest = np.nanmax(np.abs(means)) or 1.0
+    largest = np.max(np.abs(means[np.isfinite(means)]), initial=0.0) or 1.0
     x, y = np.arange(len(args.moments)), np.arange(len(args.learning_rates))
+    axes.set_facecolor("lightgrey")  # where branches have diverged
     image = axes.imshow(means, cmap="RdBu", vmin=-largest, vmax=largest, origin="lower", aspect="auto")
     for i, j in np.ndindex(means.shape):
-        if math.isfinite(means[i, j]):
-            strong = abs(means[i, j]) > 0.6 * largest
-            text = f"{means[i, j]:.3g}\n±{widths[i, j]:.2g}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if strong else "black")
+        is_dark = abs(means[i, j]) > 0.6 * largest
+        text = f"{means[i, j]:.3g}\n±{widths[i, j]:.2g}" if math.isfinite(means[i, j]) else "diverged"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if is_dark else "black")
     if args.show_run:
         rounds = read_csv(args.show_run / "rounds.csv")
-        at = np.interp(rounds["global_step"], args.moments, x, left=math.nan, right=math.nan)
-        height = np.interp(np.log10(rounds["learning_rate"]), np.log10(args.learning_rates), y)
+        middles = (rounds["global_step"] + np.append(0, rounds["global_step"][:-1])) / 2
+        at = np.interp(middles, args.moments, x, left=math.nan, right=math.nan)
+        log_rates = np.log10(args.learning_rates)
+        height = np.interp(np.log10(rounds["learning_rate"]), log_rates, y, left=math.nan, right=math.nan)
         axes.plot(at, height, "o-", color="black", markersize=3, linewidth=0.8, label="drawn in a run")
         axes.legend(fontsize="small", loc="upper right")
     axes.set_xticks(x, [f"{moment / 1000:g}k" for moment in args.moments])
@@ -209,26 +222,56 @@ def draw(args, means, widths, title):
     plt.close(figure)
 
 
+def reserve(args):
+    """Lock the folder, as `files.lock` does, and `reject` it if it was begun with something else."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = lock(args.folder)
+    except BlockingIOError:
+        reject(f"{args.folder}: a process is still working there")
+    begun, now = args.folder / "landscape.json", {name: getattr(args, name) for name in FIXED}
+    if begun.exists():
+        for name, value in read_json(begun).items():
+            if value != (list(now[name]) if isinstance(now[name], tuple) else now[name]):
+                reject(f"--{name.replace('_', '-')}: {args.folder} was begun with {value}; take another folder")
+    else:
+        write_json(begun, now)
+    return descriptor
+
+
+def make_landscape(args):
+    """Train what is missing, then write table and figure."""
+    grid = list(itertools.product([args], args.seeds, args.moments, args.learning_rates, args.branch_seeds))
+    with ThreadPoolExecutor(args.workers) as pool:
+        list(pool.map(make_snapshots, [args] * len(args.seeds), args.seeds))
+        rows = list(pool.map(lambda job: measure_branch(*job), grid))
+    with open(args.folder / "landscape.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows)
+    cells = itertools.product(args.learning_rates, args.moments)
+    found = [mean_slope([row for row in rows if (row["learning_rate"], row["moment"]) == cell]) for cell in cells]
+    means, widths = np.array(found).reshape(len(args.learning_rates), len(args.moments), 2).transpose(2, 0, 1)
+    write_table(args, means, widths)
+    draw(args, means, widths, rows[0]["env_id"])
+    print((args.folder / "landscape.md").read_text())
+
+
 def main(argv=None):
     args = parse_args(Args, argv)
     script, *options = shlex.split(args.command) or [""]
-    if not (script.endswith("_lrrl.py") and Path(__file__).with_name(script).is_file()):
-        reject(f"--command {args.command}: must begin with a training script beside this one")
+    if script != "ppo_continuous_lrrl.py":
+        reject(f"--command {args.command}: must begin with ppo_continuous_lrrl.py")
+    if taken := given_options(options) & SET_HERE:
+        reject(f"--command {args.command}: {sorted(taken)[0].replace('_', '-')} is set here, see --help")
     parse_args(importlib.import_module(script.removesuffix(".py")).Args, options)  # what is wrong is said at once
-    args.moments, args.learning_rates = tuple(sorted(args.moments)), tuple(sorted(args.learning_rates))
-    args.folder.mkdir(parents=True, exist_ok=True)
-    grid = itertools.product([args], args.seeds, args.moments, args.learning_rates, args.branch_seeds)
-    with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(make_snapshots, [args] * len(args.seeds), args.seeds))
-        rows = list(pool.map(measure_branch, *zip(*grid)))
-    with open(args.folder / "landscape.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in row] for row in rows)
-    means, widths = mean_slopes(args, rows)
-    write_table(args, means, widths)
-    draw(args, means, widths, rows[0][0])
-    print((args.folder / "landscape.md").read_text())
+    for name in ("seeds", "moments", "learning_rates", "branch_seeds"):
+        setattr(args, name, tuple(sorted(set(getattr(args, name)))))
+    descriptor = reserve(args)
+    try:
+        make_landscape(args)
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

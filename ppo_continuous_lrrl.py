@@ -36,8 +36,8 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, for 200,000
-    # timesteps or more, which repay the time that it takes)
+    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, in runs of 200,000
+    # timesteps or more)
     compile: bool = False
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
@@ -262,6 +262,14 @@ def main(argv=None):
     def to_device(array):
         return torch.from_numpy(array.reshape(batch_size, *array.shape[2:])).to(device)
 
+    def minibatches_of(batch):
+        indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
+        advantages, *others = (x[indices] for x in batch)
+        if args.norm_adv:
+            std, mean = torch.std_mean(advantages, dim=1, keepdim=True)
+            advantages = (advantages - mean) / (std + 1e-8)
+        return zip(advantages, *others)
+
     def reset(i):
         raw_obs = envs.reset(i)
         obs_stats.update(raw_obs)
@@ -329,8 +337,7 @@ def main(argv=None):
             # LEARNING RATE: a new round draws an arm; before the first one, the bandit is told what a rate does here
             for bandit in bandits.values():
                 if bandit.needs_update_size:
-                    minibatch = [x[: batch_size // args.num_minibatches] for x in batch]
-                    bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
+                    bandit.set_update_size(relative_update(trained, optimizer, update, *next(minibatches_of(batch))))
             if not rounds.is_open:
                 rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
                 trained.keep()
@@ -346,13 +353,8 @@ def main(argv=None):
                 if args.lr_control == "kl":  # as in rl_games
                     factor = 1.5 ** ((kl < args.target_kl / 2).float() - (kl > args.target_kl * 2).float())
                     learning_rate.mul_(factor).clamp_(1e-6, 1e-2)
-                indices = torch.from_numpy(rng.permutation(batch_size)).to(device).view(args.num_minibatches, -1)
-                minibatch_advantages, *others = (x[indices] for x in batch)
-                if args.norm_adv:
-                    std, mean = torch.std_mean(minibatch_advantages, dim=1, keepdim=True)
-                    minibatch_advantages = (minibatch_advantages - mean) / (std + 1e-8)
                 kls = []
-                for minibatch in zip(minibatch_advantages, *others):
+                for minibatch in minibatches_of(batch):
                     policy_losses, value_errors, log_ratio = update(*minibatch)
                     if args.lr_control == "kl":
                         kls.append((log_ratio.exp() - 1 - log_ratio).mean())  # http://joschu.net/blog/kl-approx.html

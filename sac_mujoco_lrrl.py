@@ -39,8 +39,8 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, for 20,000
-    # timesteps or more, which repay the time that it takes)
+    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, in runs of 20,000
+    # timesteps or more)
     compile: bool = False
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases

@@ -100,16 +100,16 @@ def parse_args(args_class, argv=None, presets=None):
     return args
 
 
-def decide_compile(args, timesteps):
-    """Unless the command line has decided it, compile where that pays: on a CPU, from so many `timesteps` on.
+def decide_compile(args, min_timesteps):
+    """Unless the command line has decided it, compile where that pays: on a CPU, from `min_timesteps` on.
 
     `command_line` has it from now on, so that a run that is resumed for longer stays what it is.
     """
-    if "compile" in given_options(args.command_line):
+    if args.resume or "compile" in given_options(args.command_line):
         return
     import torch
 
-    args.compile = args.total_timesteps >= timesteps and not (args.cuda and torch.cuda.is_available())
+    args.compile = args.total_timesteps >= min_timesteps and not (args.cuda and torch.cuda.is_available())
     args.command_line = [*args.command_line, "--compile" if args.compile else "--no-compile"]
 
 

@@ -359,6 +359,30 @@ def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected
     assert likeliest(0.1, 0.0) == 1e-1
 
 
+@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
+def test_a_size_that_says_nothing_leaves_the_middle_arm(size):
+    bandit = Peak(ARMS)
+    bandit.set_update_size(size)
+    assert not bandit.needs_update_size and bandit.best == pytest.approx(math.log10(3e-4))
+
+
+def test_the_update_size_is_refused_once_an_arm_was_drawn():
+    bandit = Peak(ARMS)
+    bandit.pull()
+    with pytest.raises(RuntimeError, match="before the first pull"):
+        bandit.set_update_size(5.0)
+
+
+def test_peak_takes_rounding_for_no_change_and_finds_the_noise_after_a_plateau():
+    bandit, rng = Peak(ARMS), np.random.default_rng(0)
+    for _ in range(10):
+        bandit.observe(0.1 + 1e-17 * rng.standard_normal())
+    assert (bandit.variance == 0).all()
+    for _ in range(60):
+        bandit.observe(0.1 + 5 * rng.standard_normal())
+    assert 3 < math.sqrt(bandit.variance[0]) < 8
+
+
 def test_prior_never_learns():
     learning, control = Peak(ARMS, seed=1), Prior(ARMS, seed=1)
     for bandit in (learning, control):

@@ -43,13 +43,13 @@ def test_a_branch_is_its_run_up_to_the_moment_and_another_one_from_there_on(made
 
 def test_the_table_has_the_slope_of_every_branch(made):
     table = rows(made / "landscape.csv")
-    assert len(table) == 4
+    assert len(table) == 4 and {row["status"] for row in table} == {"finished"}
     for row in table:
         folder = made / "branches" / f"7_{row['moment']}_{float(row['learning_rate']):g}_1"
-        later = [x for x in rows(folder / "episodes.csv") if int(x["global_step"]) > int(row["moment"])]
+        later = [x for x in rows(folder / "episodes.csv") if int(x["global_step"]) > int(row["moment"]) + 200]
         steps, returns = (np.array([float(x[name]) for x in later]) for name in ("global_step", "episodic_return"))
         (slope, _), covariance = np.polyfit(steps / 1e4, returns, 1, cov=True)
-        assert float(row["slope"]) == pytest.approx(slope, rel=1e-4) and int(row["episodes"]) == len(later) == 4
+        assert float(row["slope"]) == pytest.approx(slope, rel=1e-4) and int(row["episodes"]) == len(later) == 3
         assert float(row["standard_error"]) == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-4)
     text = (made / "landscape.md").read_text()
     assert "| branched at | 0.001 | 0.1 |" in text and text.count("**") == 4  # the best of each moment
@@ -80,6 +80,20 @@ def test_the_rates_of_a_run_are_drawn_on_top(made):
     assert (matplotlib.image.imread(made / "landscape.png") != before).any()
 
 
+def test_a_folder_that_was_begun_with_something_else_is_refused(made, refused):
+    for words in (["--length", "600"], ["--moments", "400"], ["--command", f"{COMMAND} --gamma 0.9"]):
+        words = [made, "--command", COMMAND, *OPTIONS, *words]
+        assert "was begun with" in refused(landscape.main, words)
+
+
+def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
+    row = {"seed": 1, "status": "finished", "slope": 1.0, "standard_error": 0.5}
+    assert landscape.mean_slope([row]) == pytest.approx((1.0, 0.98))
+    others = [row | {"slope": 3.0}, row | {"seed": 2, "slope": 4.0}]  # means of the seeds: 2 and 4
+    assert landscape.mean_slope([row, *others]) == pytest.approx((3.0, 12.7062))
+    assert np.isnan(landscape.mean_slope([row, row | {"status": "diverged"}])).all()
+
+
 def test_a_slope_needs_three_episodes():
     assert np.isnan(landscape.slope_of(np.array([1.0, 2.0]), np.array([1.0, 2.0]))).all()
     assert landscape.slope_of(np.array([0.0, 1e4, 2e4]), np.array([1.0, 3.0, 5.0])) == pytest.approx((2.0, 0.0))
@@ -88,8 +102,10 @@ def test_a_slope_needs_three_episodes():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--command", "cleanrl.py"], "must begin with a training script"),
-        (["--command", ""], "must begin with a training script"),
+        (["--command", "sac_mujoco_lrrl.py"], "must begin with ppo_continuous_lrrl.py"),
+        (["--command", ""], "must begin with ppo_continuous_lrrl.py"),
+        (["--command", f"{COMMAND} --seed 3"], "seed is set here"),
+        (["--command", f"{COMMAND} --lr-control linear"], "lr-control is set here"),
         (["--command", f"{COMMAND} --gamma 2"], "--gamma"),
         (["--moments", "0"], "[1, inf)"),
         (["--learning-rates", "-1"], "--learning-rates"),

@@ -329,6 +329,17 @@ def test_after_a_failure_the_agent_starts_anew_from_what_is_observed_next():
     assert list(rounds.before) == [19.0]
 
 
+def test_a_ruin_that_was_undone_does_not_hide_the_next_one():
+    rounds = make_rounds(*gained(20.0))
+    rounds.begin()
+    observe(rounds, -500.0, -500.0)
+    rounds.fail()
+    observe(rounds, *gained(20.0)[1:])
+    rounds.begin()
+    observe(rounds, 3.0, 2.0)
+    assert rounds.has_collapsed
+
+
 @every_bandit
 @given(rounds_of=st.lists(st.tuples(st.booleans(), st.lists(any_finite, max_size=4)), max_size=8))
 def test_any_finite_performances_leave_finite_probabilities_however_rounds_end(name, rounds_of):
