@@ -333,7 +333,8 @@ class Peak(Bandit):
         mean += gain[:, :, None] * innovation[:, None]
         covariance -= gain[:, :, None] * covariance[:, :1]
         if (sigma > 0).all():
-            likelihood = -np.log(sigma) - 0.5 * np.log(error_variance) - 0.5 * (cut * error / sigma) ** 2
+            squares = np.minimum(error / sigma, self.CUT) ** 2
+            likelihood = -np.log(sigma) - 0.5 * np.log(error_variance) - 0.5 * squares
             self.evidence = self.FORGET * self.evidence + likelihood - likelihood.max()
         if (error > 1e-9 * abs(self.origin)).all():  # σ is not known until more than rounding changes
             self.errors = min(self.errors + 1, 50)
@@ -528,7 +529,7 @@ class Rounds:
         while one observation is known. What was observed in the round is forgotten; what is observed before the next
         `begin` shows where the agent starts again. Raises RuntimeError if no round is open.
         """
-        lowest, highest = (self.lowest, self.highest) if self.changes else (min(self.lowest, 0.0), 0.0)
+        lowest, highest = (self.lowest, self.highest) if self.lowest < self.highest else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)
         before = list(self.before or [lowest])
         closed = self._end(lambda bandit: bandit.fail(charge, before))

@@ -223,24 +223,23 @@ def draw(args, means, widths, title):
 
 
 def reserve(args):
-    """Lock the folder, as `files.lock` does, and `reject` it if it was begun with something else."""
+    """Lock the folder, as `files.lock` does, or `reject` it."""
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = lock(args.folder)
     except BlockingIOError:
         reject(f"{args.folder}: a process is still working there")
-    begun, now = args.folder / "landscape.json", {name: getattr(args, name) for name in FIXED}
-    if begun.exists():
-        for name, value in read_json(begun).items():
-            if value != (list(now[name]) if isinstance(now[name], tuple) else now[name]):
-                reject(f"--{name.replace('_', '-')}: {args.folder} was begun with {value}; take another folder")
-    else:
-        write_json(begun, now)
     return descriptor
 
 
 def make_landscape(args):
     """Train what is missing, then write table and figure."""
+    begun, now = args.folder / "landscape.json", {name: getattr(args, name) for name in FIXED}
+    if not begun.exists():
+        write_json(begun, now)
+    for name, value in read_json(begun).items():
+        if value != (list(now[name]) if isinstance(now[name], tuple) else now[name]):
+            reject(f"--{name.replace('_', '-')}: {args.folder} was begun with {value}; take another folder")
     grid = list(itertools.product([args], args.seeds, args.moments, args.learning_rates, args.branch_seeds))
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(make_snapshots, [args] * len(args.seeds), args.seeds))
