@@ -213,21 +213,22 @@ class Peak(Bandit):
 
         f_t = L_t + ε_t                                ε_t ~ N(0, 1)
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
-        d_t = m_t + e_t                                m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        e_t = ρ e_{t−1} + sqrt(1 − ρ²) GP(0, c)        ρ = exp(−1/1000), e_0 ~ GP(0, c)
-        c(i, k) = s² [1 + x_i x_k + (0.3 x_i x_k)² + 0.2² exp(−½ (log10 η_i / η_k)² / 0.5²)]
+        d_t(k) = m_t(k) + c_t + b_t z_t(k) + a_t z_t(k)² + g_t(k)
+        m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
+        c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(0, s²)
+        b, a ~ N(0, s² diag(1, 0.3²))                  g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.75 %
-    of their norm in a gradient step at the start, and by a tenth of that at the end; x is z in the middle of training.
-    The terms of c are what all rates have in common, where the peak is, how wide, and the deviations. The cube is
-    caution: too low a rate costs time, too high a one may cost the agent.
+    of their norm in a gradient step at the start, and by a tenth of that at the end. c is what all rates have in
+    common, b where the peak is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of
+    them. The cube is caution: too low a rate costs time, too high a one may cost the agent.
 
-    A Kalman filter (Kalman, 1960) gives the posterior of (L, e) for each of four sizes s of the drifts; σ² is the mean
-    of its last 50 squared errors. Once five errors are known, those beyond 3 standard deviations count as 3. The sizes
-    are weighted by how well they have predicted lately. Nothing has a unit, so performances a f + b, a > 0, in place of
-    f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard deviations shrunk to
-    0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
-    2011). The constants were chosen on simulated agents; none is to be tuned for a task.
+    A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
+    the mean of its last 50 squared errors. Once five errors are known, those beyond 3 standard deviations count as 3.
+    The sizes are weighted by how well they have predicted lately. Nothing has a unit, so performances a f + b, a > 0,
+    in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard
+    deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
+    Sampling", NeurIPS 2011). The constants were chosen on simulated agents; none is to be tuned for a task.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms that have not failed. For a rate that is
@@ -240,8 +241,8 @@ class Peak(Bandit):
 
     BEST_UPDATE, FALL = 0.0075, 1.0  # the best relative update at the start; decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
-    PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 0.3, 0.2, 0.5  # of c; the place of the peak deviates by PLACE / 2 decades
-    WALK, FADE, CUT = 0.1, math.exp(-1 / 1000), 3.0
+    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5  # the place deviates by PLACE / 2 decades
+    WALK, COMMON_WALK, FADE, CUT = 0.1, 0.1, math.exp(-1 / 1000), 3.0
     FORGET = 0.98  # of how well a size has predicted
     SHRINK = 0.4
 
@@ -254,11 +255,13 @@ class Peak(Bandit):
         self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
         self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected to be so at the start
         self.survived, self.failed = np.zeros((2, len(ranks)), bool)  # how the last round with each arm ended
-        # The mean of (L, e) is linear in the data and in σ, but for errors that are cut: the last axis holds what data
-        # adds, and what σ times the prior does. The first axis is the sizes.
-        self.mean = np.zeros((len(self.SIZES), len(ranks) + 1, 2))
-        self.covariance = np.zeros((len(self.SIZES), len(ranks) + 1, len(ranks) + 1))  # in units of σ²
-        self.covariance[:, 1:, 1:] = self.prior_covariance
+        # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds
+        # what data adds, and what σ times the prior does. The first axis is the sizes.
+        self.mean = np.zeros((len(self.SIZES), 4 + len(ranks), 2))
+        prior = np.diag([0.0, self.COMMON, self.PLACE, self.WIDTH] + [0.0] * len(ranks)) ** 2
+        prior[4:, 4:] = self.DEVIATION**2 * np.exp(-0.5 * (self._distances / self.LENGTH) ** 2)
+        self._prior_covariance = np.array(self.SIZES)[:, None, None] ** 2 * prior
+        self.covariance = self._prior_covariance.copy()  # in units of σ²
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
         self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ² and how many errors it is the mean of
@@ -276,7 +279,6 @@ class Peak(Bandit):
         self.needs_update_size = False
         if 0 < size < math.inf:
             self.best = math.log10(self.BEST_UPDATE / size)
-            self.covariance[:, 1:, 1:] = self.prior_covariance
 
     def decades(self, progress):
         """z: how many decades each arm is from the rate that is expected to be best, (K,)."""
@@ -289,12 +291,10 @@ class Peak(Bandit):
         return -np.array(self.SIZES)[:, None] * (z**2 + np.maximum(z, 0) ** 3)
 
     @property
-    def prior_covariance(self):
-        """c, for each size, (4, K, K)."""
-        products = np.multiply.outer(*[self.decades(0.5)] * 2)
-        deviations = self.DEVIATION**2 * np.exp(-0.5 * (self._distances / self.LENGTH) ** 2)
-        kernel = 1 + self.PLACE**2 * products + (self.WIDTH * products) ** 2 + deviations
-        return np.array(self.SIZES)[:, None, None] ** 2 * kernel
+    def features(self):
+        """What (c, b, a, g) are multiplied with to give the drift of each arm, (K, 3 + K)."""
+        z = self.decades(self.progress)
+        return np.column_stack([np.ones(len(z)), z, z**2, np.eye(len(z))])
 
     def observe(self, performance):
         performance = super().observe(performance)
@@ -310,17 +310,17 @@ class Peak(Bandit):
         self.covariance[:, 0, 0] = 1.0
 
     def predict(self):
-        mean, covariance = self.mean, self.covariance
-        mean[:, 1:] *= self.FADE
-        covariance[:, 1:] *= self.FADE
-        covariance[:, :, 1:] *= self.FADE
-        covariance[:, 1:, 1:] += (1 - self.FADE**2) * self.prior_covariance
+        self.mean[:, 2:] *= self.FADE
+        self.covariance[:, 2:] *= self.FADE
+        self.covariance[:, :, 2:] *= self.FADE
+        self.covariance[:, 2:, 2:] += (1 - self.FADE**2) * self._prior_covariance[:, 2:, 2:]
+        self.covariance[:, 1, 1] += (self.COMMON_WALK * np.array(self.SIZES)) ** 2
         if self.arm is not None:
-            mean[:, 0] += mean[:, self.arm + 1]
-            mean[:, 0, 1] += self.prior_mean[:, self.arm]
-            covariance[:, 0] += covariance[:, self.arm + 1]
-            covariance[:, :, 0] += covariance[:, :, self.arm + 1]
-        covariance[:, 0, 0] += self.WALK**2
+            step = np.eye(4 + len(self.arms))
+            step[0, 1:] = self.features[self.arm]
+            self.mean, self.covariance = step @ self.mean, step @ self.covariance @ step.T
+            self.mean[:, 0, 1] += self.prior_mean[:, self.arm]
+        self.covariance[:, 0, 0] += self.WALK**2
 
     def correct(self, y):
         mean, covariance, sigma = self.mean, self.covariance, np.sqrt(self.variance)
@@ -348,7 +348,7 @@ class Peak(Bandit):
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
         as_high = self._distances[:, arm] >= 0
-        self.mean[:, 1:, 1] -= 3 * np.multiply.outer(self.SIZES, as_high)
+        self.mean[:, 4:, 1] -= 3 * np.multiply.outer(self.SIZES, as_high)
         self.level_is_known = False
         return feedback
 
@@ -361,12 +361,14 @@ class Peak(Bandit):
 
     @property
     def probabilities(self):
-        sigma = np.sqrt(self.variance)[:, None]
+        sigma, features = np.sqrt(self.variance)[:, None], self.features
         data = np.where(sigma > 0, self.mean[:, 1:, 0] / np.where(sigma > 0, sigma, 1), 0)
-        roots = np.linalg.cholesky(self.covariance[:, 1:, 1:] + 1e-9 * np.eye(len(self.arms)))
+        means = self.prior_mean + (self.mean[:, 1:, 1] + data) @ features.T
+        covariance = features @ self.covariance[:, 1:, 1:] @ features.T
+        roots = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(self.arms)))
         weights = np.exp(self.evidence - self.evidence.max())
         probabilities = np.zeros(len(self.arms))
-        for mean, root, weight in zip(self.prior_mean + self.mean[:, 1:, 1] + data, roots, weights / weights.sum()):
+        for mean, root, weight in zip(means, roots, weights / weights.sum()):
             drifts = mean + self.SHRINK * self._normals @ root.T
             best = np.where(self.reachable, drifts, -np.inf).argmax(axis=1)
             probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
