@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import bandits
-from lrrl_utils import checkpoints, run
+from lrrl_utils import checkpoints, run, speed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -240,6 +240,9 @@ def make_call(words, done, monkeypatch):
     assert program in ("python", "python3"), f"{program}: is in no list of this test"
     if words[:2] == ["-m", "timeit"]:
         timeit.main(["-n", "1", "-r", "1", *words[2:]])
+        return
+    if words[:2] == ["-m", "lrrl_utils.speed"]:  # takes minutes, and has tests
+        assert set(words[2:]) <= speed.RUNS.keys()
         return
     if words[:3] == ["-m", "cProfile", "-s"]:  # a script's run, measured
         words = words[4:]
