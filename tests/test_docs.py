@@ -345,7 +345,7 @@ def test_the_page_of_options_is_what_its_script_prints(capsys, monkeypatch):
 
 def test_the_pages_name_no_option_that_is_not_there():
     known = set(re.findall(r"`--([\w-]+)`", (ROOT / "docs/options.md").read_text()))
-    known |= {"help", "index-url", "logdir", "signal", "time"}  # of others
+    known |= {"help", "index-url", "logdir", "signal", "time", "xla_cpu_multi_thread_eigen"}  # of others
     others = re.compile(
         r"--(upload-model|hf-entity|anneal-lr|no-anneal-lr|q-lr|policy-lr|bandit-memory)\b"
     )  # CleanRL's
