@@ -457,7 +457,13 @@ def test_it_learns_the_inverted_pendulum(start, tmp_path):
     command = f"{SCRIPT} --env-id InvertedPendulum-v5 --total-timesteps 60000"
     processes = [start(f"{command} --seed {seed}") for seed in (1, 2)]
     assert [process.wait() for process in processes] == [0, 0]
-    assert start(f"{command} --seed 3").wait() == 0
-    runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
-    returns = [run.episodes["episodic_return"][-10:].mean() for run in runs]
+
+    def returns_of_runs():
+        runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
+        return [run.episodes["episodic_return"][-10:].mean() for run in runs]
+
+    returns = returns_of_runs()
+    if min(returns) <= 900:
+        assert start(f"{command} --seed 3").wait() == 0
+        returns = returns_of_runs()
     assert sum(value > 900 for value in returns) >= 2, returns
