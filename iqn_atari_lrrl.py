@@ -6,7 +6,6 @@ LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: 
 IQN: Dabney et al., "Implicit Quantile Networks for Distributional Reinforcement Learning", arXiv 1806.06923.
 """
 
-import functools
 import math
 import os
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from bandits import Rounds
 from lrrl_utils.atari import AtariGames, choose_replay_device, evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, given_options, parse_args
-from lrrl_utils.compiler import compiled
+from lrrl_utils.optimizers import make_optimizer, make_update, relative_update, reset_step_counts
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, relative_update, reset_step_counts, without_hooks
+from lrrl_utils.state import Undoable
 from lrrl_utils.terminal import reject, reject_errors
 
 
@@ -37,7 +36,7 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    compile: bool = False  # whether to compile the gradients; on a GPU, an update is a CUDA graph then
+    compile: bool = False  # whether to compile the updates
     amp: bool = False  # whether networks run in bfloat16, Q-values included (parameters, updates and loss: float32)
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
@@ -47,8 +46,7 @@ class Args:
     eval_episodes: Whole = 0  # games to evaluate the trained agent on, with an ε of eval-e
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
-    # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
-    resume: str | None = None
+    resume: str | None = None  # a run folder, to go on with from its last checkpoint; its options stay as they were
 
     # ALGORITHM
     # <Game>NoFrameskip-v4 has no sticky actions, ALE/<Game>-v5 repeats an action with probability 0.25
@@ -58,8 +56,7 @@ class Args:
     total_timesteps: Count = 50_000_000  # timesteps of the run (4 frames each), summed over games
     num_envs: Count = 1  # games played side by side; the updates per timestep stay the same
     buffer_size: int = 1_000_000  # capacity of the replay, in timesteps
-    # where the replay's frames are; auto: with the network if they fit there
-    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"
+    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"  # where replayed frames are; auto: on the GPU if they fit
     gamma: Share = 0.99  # discount factor
     update_horizon: Count = 3  # n of the n-step returns
     target_network_frequency: Count = 8_000  # timesteps between copies to the target network
@@ -81,48 +78,36 @@ class Args:
     momentum: Momentum = 0.9  # of rmsprop and sgd
     adam_eps: Positive = 3.125e-4  # the ε of Adam and RMSProp
     noop_max: Annotated[int, "[0, 1000]"] = 0  # a game starts with fewer than this many random no-ops (0: none)
-    # whether FIRE is pressed at the start of a game and of a life, where the game has it
-    fire_reset: bool = False
-    # whether a lost life ends the return that the agent learns from (the game goes on)
-    terminal_on_life_loss: bool = False
+    fire_reset: bool = False  # whether FIRE is pressed at the start of a game and of a life, where the game has it
+    terminal_on_life_loss: bool = False  # whether a lost life ends the return that is learnt from (the game goes on)
 
     # LEARNING RATE
     # what sets the learning rate: a bandit, nothing, or a schedule (linear and cosine end at 0)
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
     learning_rate: Rate = 5e-5  # the rate of the controls but bandit and cyclic (a schedule's first one)
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
-    # the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)
-    cyclic_base_lr: Rate = 1.5625e-5
+    cyclic_base_lr: Rate = 1.5625e-5  # the lowest rate of the cyclic schedule, a triangle (Smith, arXiv 1506.01186)
     cyclic_max_lr: float = 2.5e-4  # the highest rate of the cyclic schedule
     cyclic_half_period: Count = 1_000_000  # timesteps from the lowest rate to the highest
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (1.5625e-5, 3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
-    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    # peak: ours; lrrl: the paper's; uniform, prior: controls, which learn nothing; exp3, moss, ducb, wucb: others'
     bandit: BanditName = "peak"
     # κ, the shortest round in timesteps; auto: 2 to 8 stretches of 2,000, until their trend stands out of the noise
     bandit_interval: Count | Literal["auto"] = "auto"
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
-    # δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)
-    bandit_decay: PositiveShare | None = None
+    bandit_decay: PositiveShare | None = None  # δ, what an arm keeps from round to round (lrrl: 0.9; exp3, ducb: 0.98)
     bandit_window: Window = 5  # j, the rounds that an improvement is measured against
     # a round's performance: mean clipped or raw reward of a timestep, or mean raw return of the games that ended
     bandit_feedback: Literal["reward", "raw-reward", "return"] = "reward"
     rollback: bool = True  # whether a round that ruins the agent or its numbers is undone and charged to its arm
 
 
-CLEANRL = {  # of vwxyzjn/cleanrl's dqn_atari.py; those above: dopamine's jax/…/implicit_quantile.gin
-    "total_timesteps": 10_000_000,
-    "target_network_frequency": 1_000,
-    "learning_starts": 80_000,
-    "exploration_fraction": 0.1,
-    "learning_rate": 1e-4,
-    "adam_eps": 1e-8,
-    "noop_max": 30,
-    "fire_reset": True,
-    "terminal_on_life_loss": True,
-}
+# of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's implicit_quantile.gin (jax/agents/)
+CLEANRL = {"total_timesteps": 10_000_000, "learning_starts": 80_000, "exploration_fraction": 0.1}
+CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8}
+CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True}
 
 
 class QNetwork(nn.Module):
@@ -130,17 +115,12 @@ class QNetwork(nn.Module):
 
     def __init__(self, num_actions, num_quantile_samples):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(4, 32, 8, stride=4),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 4, stride=2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, stride=1),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-        )
-        self.embedding = nn.Sequential(nn.Linear(64, 3136), nn.ReLU(inplace=True))
-        self.head = nn.Sequential(nn.Linear(3136, 512), nn.ReLU(inplace=True), nn.Linear(512, num_actions))
+        relu = nn.ReLU(inplace=True)
+        # channels in and out, kernel, stride
+        layers = [nn.Conv2d(4, 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1), relu]
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.embedding = nn.Sequential(nn.Linear(64, 3136), relu)
+        self.head = nn.Sequential(nn.Linear(3136, 512), relu, nn.Linear(512, num_actions))
         self.num_actions, self.num_quantile_samples = num_actions, num_quantile_samples
 
     def quantile_values(self, obs, num_taus):
@@ -174,17 +154,6 @@ def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, di
     return loss, values.detach()
 
 
-def make_optimizer(args, parameters, learning_rate):
-    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
-    if args.optimizer == "rmsprop":
-        options = {"alpha": 0.95, "eps": args.adam_eps, "momentum": args.momentum}
-        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    captured = args.compile and learning_rate.is_cuda
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=args.adam_eps, fused=True, capturable=captured)
-
-
 class ReplayBuffer:
     """A ring for each game, of single frames: stacks of 4 are put together when they are drawn.
 
@@ -192,12 +161,10 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
-    SLOT = np.dtype(
+    dtype = np.dtype(
         [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
         + [("termination", "?"), ("truncation", "?"), ("final", "?")]
     )
-
-    dtype = SLOT
 
     def __init__(self, args, buffer_size, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
@@ -210,19 +177,15 @@ class ReplayBuffer:
         self.rewards = np.zeros(shape, np.float32)
         self.terminations, self.truncations, self.final = (np.zeros(shape, bool) for _ in range(3))
         self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
-        self.journal = None  # called with a game, an index and a SLOT
-
-    @staticmethod
-    def bytes_needed(timesteps):
-        return timesteps * (84 * 84 + 9)
+        self.journal = None  # called with a game, an index and a slot
 
     def add(self, envs, frames, steps, actions=0, rewards=0.0, terminations=False, truncations=False, final=False):
         """Write a slot for each of `envs` (indices): (k, 84, 84) frames, `steps` into the game, and what followed.
 
         After a truncation the `final` observation has to follow as a slot of its own, to bootstrap from.
         """
-        slots = np.empty(len(envs), self.SLOT)
-        for name, values in zip(self.SLOT.names, (frames, np.minimum(steps, 3), actions, rewards, terminations)):
+        slots = np.empty(len(envs), self.dtype)
+        for name, values in zip(self.dtype.names, (frames, np.minimum(steps, 3), actions, rewards, terminations)):
             slots[name] = values
         slots["truncation"], slots["final"] = truncations, final
         indices = self.count[envs]
@@ -232,7 +195,7 @@ class ReplayBuffer:
                 self.journal(env, index, slot)
 
     def write(self, envs, t, slots):
-        """Write `slots`, (k,) SLOT, each of which is the `t`-th of its game, (k,); `envs` are indices, (k,) or one."""
+        """Write `slots`, (k,), each of which is the `t`-th of its game, (k,); `envs` are indices, (k,) or one."""
         place = envs, t % self.capacity
         indices = torch.from_numpy(place[0] * self.capacity + place[1]).to(self.frames.device)
         self.frames[indices] = torch.from_numpy(slots["frame"]).to(self.frames.device)
@@ -294,16 +257,6 @@ def act(q_network, args, obs, epsilon, rng):
     return actions
 
 
-def update(optimizer, step, gradients, *inputs):
-    """A `step` of `optimizer`. `gradients` makes them of `inputs`, and losses for the log, which are returned."""
-    values, losses = gradients(*inputs)
-    parameters = (x for group in optimizer.param_groups for x in group["params"] if x.requires_grad)
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.grad = value
-    step()
-    return losses
-
-
 def main(argv=None):
     args = parse_args(Args, argv, presets={"cleanrl": CLEANRL})
     given = given_options(args.command_line)
@@ -323,16 +276,14 @@ def main(argv=None):
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
 
     games = AtariGames(args, args.num_envs, rng)
     q_network, target_network = (QNetwork(games.num_actions, args.num_quantile_samples) for _ in range(2))
-    target_network.load_state_dict(q_network.state_dict())
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
+    target_network.load_state_dict(q_network.state_dict())
     learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = make_optimizer(args, q_network.parameters(), learning_rate)
-    make_moments(optimizer)
+    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.adam_eps)
     bandits = {}
     if args.lr_control == "bandit":
         with reject_errors("--learning-rates"):
@@ -342,7 +293,7 @@ def main(argv=None):
     feedback = "return" if args.bandit_feedback == "return" else "reward"
     rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
     buffer_size = min(args.buffer_size, args.total_timesteps)
-    replay_device = choose_replay_device(args, ReplayBuffer.bytes_needed(buffer_size), device)
+    replay_device = choose_replay_device(args, buffer_size * ReplayBuffer.dtype.itemsize, device)
     replay = ReplayBuffer(args, buffer_size, replay_device, device)
 
     def gradients(*minibatch):
@@ -350,17 +301,10 @@ def main(argv=None):
         losses = {"losses/td_loss": loss.detach(), "losses/q_values": q_values.mean()}
         return torch.autograd.grad(loss, list(q_network.parameters()), allow_unused=True), losses
 
-    if args.compile:
-        gradients = compiled(gradients, device)
-    update_network = functools.partial(update, optimizer, without_hooks(optimizer), gradients)
-    if args.compile and on_gpu:
-        from tensordict.nn import CudaGraphModule
-
-        update_network = CudaGraphModule(update_network, warmup=3)
-
+    update = make_update(args, optimizer, gradients)
     losses = {}  # of the latest update
     trained = Undoable(q_network, target_network, optimizer)
-    torch_rng = torch.cuda.default_generators[device.index or 0] if on_gpu else torch.default_generator
+    torch_rng = torch.cuda.default_generators[device.index or 0] if learning_rate.is_cuda else torch.default_generator
     state = {"trained": trained, "learning_rate": learning_rate, "bandits": bandits, "rounds": rounds}
     state |= {"rng": rng, "torch_rng": torch_rng, "games": games, "losses": losses}
 
@@ -395,16 +339,14 @@ def main(argv=None):
             replay.add(every_game, obs[:, -1], steps, actions, clipped_rewards, ends, truncations)
             if truncations.any():
                 replay.add(every_game[truncations], next_obs[truncations, -1], games.steps[truncations], final=True)
-            episodic_returns = [episodic_return for episodic_return, _ in games.episodes]
             games.start_games(terminations | truncations)
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
             num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
-            if global_step <= args.learning_starts:
-                num_updates = 0
+            num_updates *= global_step > args.learning_starts
             earned = rewards if args.bandit_feedback == "raw-reward" else clipped_rewards
-            rounds.earn(earned.sum(), args.num_envs, episodic_returns)
+            rounds.earn(earned.sum(), args.num_envs, [episodic_return for episodic_return, _ in games.episodes])
             if rounds.has_collapsed:
                 undo_round(global_step, "performance has collapsed")
             elif rounds.is_over and can_undo and not trained.is_finite:
@@ -412,9 +354,10 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), learning_rate)
             if num_updates and not rounds.is_open:
-                if bandits and bandits["agent"].needs_update_size:
-                    minibatch = replay.sample(rng, args.batch_size)
-                    bandits["agent"].set_update_size(relative_update(trained, optimizer, update_network, *minibatch))
+                for bandit in bandits.values():
+                    if bandit.needs_update_size:
+                        minibatch = replay.sample(rng, args.batch_size)
+                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:
@@ -425,9 +368,8 @@ def main(argv=None):
                 run.progress(global_step, learning_rate if losses else None)
                 if losses:
                     scalars = {name: value.item() for name, value in losses.items()}
-                    epsilon = get_epsilon(args, global_step)
-                    charts = {"charts/epsilon": epsilon, "charts/learning_rate": learning_rate.item()}
-                    run.log_scalars(scalars | charts, global_step)
+                    scalars["charts/epsilon"] = get_epsilon(args, global_step)
+                    run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
                     if not math.isfinite(scalars["losses/td_loss"]):  # no need to wait until the round is over
                         if not can_undo:
                             raise FloatingPointError(f"learning rate {learning_rate:g} has led to an infinite loss")
@@ -436,7 +378,7 @@ def main(argv=None):
 
             # LEARN
             for _ in range(num_updates):
-                losses.update(update_network(*replay.sample(rng, args.batch_size)))
+                losses.update(update(*replay.sample(rng, args.batch_size)))
             if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
                 target_network.load_state_dict(q_network.state_dict())
                 if args.optimizer == "adamrel":

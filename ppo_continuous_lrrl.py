@@ -18,14 +18,14 @@ from torch import nn
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, decide_compile, parse_args
-from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.numpy_policy import numpy_policy
+from lrrl_utils.optimizers import make_optimizer, make_update, relative_update, reset_step_counts
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, relative_update, reset_step_counts, without_hooks
+from lrrl_utils.state import Undoable
 from lrrl_utils.terminal import reject, reject_errors
 
 
@@ -36,9 +36,7 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, in runs of 200,000
-    # timesteps or more)
-    compile: bool = False
+    compile: bool = False  # whether to compile the updates (default: on a CPU, in runs of 200,000 timesteps or more)
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
@@ -47,8 +45,7 @@ class Args:
     eval_episodes: Whole = 0  # episodes to evaluate the trained agent on: mean actions, frozen normalisation statistics
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
-    # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
-    resume: str | None = None
+    resume: str | None = None  # a run folder, to go on with from its last checkpoint; its options stay as they were
 
     # ALGORITHM
     env_id: str = "HalfCheetah-v5"  # any gymnasium task with a Box action space of floats
@@ -76,21 +73,18 @@ class Args:
     # of kl: an epoch over twice this KL divides the rate by 1.5, one under half of it multiplies; within 1e-6 and 1e-2
     target_kl: Positive = 0.01
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
-    # the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)
-    cyclic_base_lr: Rate = 3e-5
+    cyclic_base_lr: Rate = 3e-5  # the lowest rate of the cyclic schedule, a triangle (Smith, arXiv 1506.01186)
     cyclic_max_lr: float = 3e-3  # the highest rate of the cyclic schedule
     cyclic_half_period: Count = 100_000  # timesteps from the lowest rate to the highest
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
-    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    # peak: ours; lrrl: the paper's; uniform, prior: controls, which learn nothing; exp3, moss, ducb, wucb: others'
     bandit: BanditName = "peak"
     # κ, the shortest round in timesteps; auto: 2 to 8 rollouts, until their trend stands out of the noise
     bandit_interval: Count | Literal["auto"] = "auto"
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
-    # δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)
-    bandit_decay: PositiveShare | None = None
+    bandit_decay: PositiveShare | None = None  # δ, what an arm keeps from round to round (lrrl: 0.9; exp3, ducb: 0.98)
     bandit_window: Window = 5  # j, the rounds that an improvement is measured against
     # a round's performance: mean reward of a timestep (default of lrrl, as in the paper, of uniform and without a
     # bandit), or mean return of the episodes that ended, one or more (default of the others)
@@ -184,17 +178,6 @@ def ppo_loss(agent, args, advantages, obs, actions, old_log_probs, old_values, r
     return loss, policy_losses.detach(), value_errors.detach(), log_ratio.detach()
 
 
-def make_optimizer(args, parameters, learning_rate):
-    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
-    if args.optimizer == "rmsprop":
-        options = {"alpha": 0.95, "eps": 1e-5, "momentum": args.momentum}
-        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    captured = args.compile and learning_rate.is_cuda
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True, capturable=captured)
-
-
 def main(argv=None):
     args = parse_args(Args, argv)
     decide_compile(args, 200_000)
@@ -214,40 +197,27 @@ def main(argv=None):
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
 
     envs = ContinuousTasks(args, rng)
     agent = Agent(envs.obs_size, envs.action_size).to(device)
     parameters = agent.flatten_parameters()
     learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = make_optimizer(args, [parameters], learning_rate)
-    make_moments(optimizer)
+    optimizer = make_optimizer(args, [parameters], learning_rate, eps=1e-5)
     bandits = {}
     if args.lr_control == "bandit":
         with reject_errors("--learning-rates"):
             bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     rounds = Rounds(bandits, args.bandit_interval, batch_size, args.bandit_feedback, can_undo)
-    weights, step_optimizer = list(agent.parameters()), without_hooks(optimizer)
+    weights = list(agent.parameters())
 
     def gradient(*minibatch):
         loss, *terms = ppo_loss(agent, args, *minibatch)
         flat = torch.cat([x.ravel() for x in torch.autograd.grad(loss, weights, materialize_grads=True)])
         # as nn.utils.clip_grad_norm_ does, in a quarter of its time
-        return flat * (args.max_grad_norm / (flat.norm() + 1e-6)).clamp(max=1), terms
+        return [flat * (args.max_grad_norm / (flat.norm() + 1e-6)).clamp(max=1)], terms
 
-    if args.compile:
-        gradient = compiled(gradient, device)
-
-    def update(*minibatch):
-        parameters.grad, terms = gradient(*minibatch)
-        step_optimizer()
-        return terms
-
-    if args.compile and on_gpu:
-        from tensordict.nn import CudaGraphModule
-
-        update = CudaGraphModule(update, warmup=3)
+    update = make_update(args, optimizer, gradient)
 
     # STORAGE
     shape = (args.num_steps, args.num_envs)
@@ -376,8 +346,7 @@ def main(argv=None):
             run.progress(global_step, learning_rate)
             if not trained.is_finite:
                 if not can_undo:
-                    reason = "has led to parameters that are not finite"
-                    raise FloatingPointError(f"learning rate {learning_rate:g} {reason}")
+                    raise FloatingPointError(f"parameters are not finite, with a learning rate of {learning_rate:g}")
                 trained.undo()
                 run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back="parameters are not finite")
             run.end_step(global_step)

@@ -7,7 +7,6 @@ SAC: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 181
 """
 
 import copy
-import functools
 import math
 import os
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, check_meaning, decide_compile, given_options, parse_args
-from lrrl_utils.compiler import compiled
 from lrrl_utils.environments import ContinuousTasks, evaluate
+from lrrl_utils.optimizers import make_optimizer, make_update, relative_update
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import ArmSet, scheduled_rate
-from lrrl_utils.state import Undoable, make_moments, relative_update, without_hooks
+from lrrl_utils.state import Undoable
 from lrrl_utils.terminal import reject_errors
 
 
@@ -39,9 +38,7 @@ class Args:
     seed: Seed = 1  # seed of every random generator
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to use a GPU if there is one
-    # whether to compile the gradients; on a GPU, an update is a CUDA graph then (default: on a CPU, in runs of 20,000
-    # timesteps or more)
-    compile: bool = False
+    compile: bool = False  # whether to compile the updates (default: on a CPU, in runs of 20,000 timesteps or more)
     track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
     wandb_project_name: str = "lrrl"  # the project in Weights & Biases
     wandb_entity: str | None = None  # the entity (team) in Weights & Biases
@@ -50,8 +47,7 @@ class Args:
     eval_episodes: Whole = 0  # episodes to evaluate the trained policy's mean action on
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
-    # a run folder, to go on with from its last checkpoint; options that are not given stay as they were
-    resume: str | None = None
+    resume: str | None = None  # a run folder, to go on with from its last checkpoint; its options stay as they were
 
     # ALGORITHM
     env_id: str = "Hopper-v5"  # a gymnasium task with a bounded Box action space
@@ -78,15 +74,13 @@ class Args:
     policy_lr_ratio: Positive = 0.3  # the policy's rate in proportion to the critics', but for a bandit of its own
     alpha_lr_ratio: Positive = 1.0  # the temperature's learning rate in proportion to the critics'
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
-    # the lowest rate of the cyclic schedule, which goes up and down in straight lines (Smith, arXiv 1506.01186)
-    cyclic_base_lr: Rate = 3e-5
+    cyclic_base_lr: Rate = 3e-5  # the lowest rate of the cyclic schedule, a triangle (Smith, arXiv 1506.01186)
     cyclic_max_lr: float = 3e-3  # the highest rate of the cyclic schedule
     cyclic_half_period: Count = 100_000  # timesteps from the lowest rate to the highest
     # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
     learning_rates: tuple[Rate, ...] | ArmSet = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
-    # peak: the rate that raises performance fastest, expected to fall; lrrl: the paper's rule; the controls uniform
-    # (every arm with equal probability) and prior (what peak expects, nothing learnt); exp3, moss, ducb, wucb: others'
+    # peak: ours; lrrl: the paper's; uniform, prior: controls, which learn nothing; exp3, moss, ducb, wucb: others'
     bandit: BanditName = "peak"
     # whose rate an arm is: joint: the critics', the others in proportion; separate: a bandit for the critics and one
     # for the actor; critic, actor: of that one alone, the others keep learning-rate and its proportions
@@ -94,8 +88,7 @@ class Args:
     # κ, the shortest round in timesteps; auto: 2 to 8 stretches of 1,000, until their trend stands out of the noise
     bandit_interval: Count | Literal["auto"] = "auto"
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
-    # δ, what an arm keeps from round to round (default: lrrl 0.9; exp3 and ducb 0.98)
-    bandit_decay: PositiveShare | None = None
+    bandit_decay: PositiveShare | None = None  # δ, what an arm keeps from round to round (lrrl: 0.9; exp3, ducb: 0.98)
     bandit_window: Window = 5  # j, the rounds that an improvement is measured against
     # a round's performance: mean reward of a timestep (default of lrrl, as in the paper, of uniform and without a
     # bandit), or mean return of the episodes that ended, one or more (default of the others)
@@ -126,6 +119,11 @@ class Actor(nn.Module):
         """Actions for `noise` of their shape: standard normal to draw them, 0 for the mean's."""
         mean, log_std = self(obs)
         return torch.tanh(mean + log_std.exp() * noise) * self.scale + self.center
+
+    def act(self, obs, noise):
+        """As `get_action`, from an array to an array."""
+        with torch.no_grad():
+            return self.get_action(torch.from_numpy(obs).to(self.scale.device), noise).cpu().numpy()
 
     def get_action_and_log_prob(self, obs, noise):
         """Actions for standard normal `noise` of their shape, and their log-probabilities, (batch,)."""
@@ -214,27 +212,6 @@ def actor_loss(actor, critics, log_alpha, obs, noise):
     return (log_alpha.detach().exp() * log_probs - critics(obs, actions).amin(0)).mean(), log_probs.detach()
 
 
-def make_optimizer(args, parameters, learning_rate):
-    """An optimizer whose rate is a tensor: it changes in place, moments stay, a captured step is not captured again."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
-    if args.optimizer == "rmsprop":
-        options = {"alpha": 0.95, "eps": 1e-8, "momentum": args.momentum}
-        return torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
-    captured = args.compile and learning_rate.is_cuda
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True, capturable=captured)
-
-
-def update(optimizer, step, gradients, *inputs):
-    """A `step` of `optimizer`. `gradients` makes them of `inputs`, and losses for the log, which are returned."""
-    values, losses = gradients(*inputs)
-    parameters = (x for group in optimizer.param_groups for x in group["params"] if x.requires_grad)
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.grad = value
-    step()
-    return losses
-
-
 def main(argv=None):
     args = parse_args(Args, argv)
     decide_compile(args, 20_000)
@@ -256,7 +233,6 @@ def main(argv=None):
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
 
     envs = ContinuousTasks(args, rng, bounded=True)
     actor = Actor(envs.obs_size, envs.low, envs.high).to(device)
@@ -265,11 +241,9 @@ def main(argv=None):
     move_targets = get_ema_multi_avg_fn(1 - args.tau)
     log_alpha = torch.tensor(0.0 if args.autotune else math.log(args.alpha), device=device, requires_grad=args.autotune)
     critic_lr, actor_lr, alpha_lr = (torch.zeros((), device=device) for _ in range(3))
-    critic_optimizer = make_optimizer(args, critics.parameters(), critic_lr)
+    critic_optimizer = make_optimizer(args, critics.parameters(), critic_lr, eps=1e-8)
     actor_groups = [{"params": actor.parameters(), "lr": actor_lr}, {"params": [log_alpha], "lr": alpha_lr}]
-    actor_optimizer = make_optimizer(args, actor_groups, actor_lr)
-    make_moments(critic_optimizer)
-    make_moments(actor_optimizer)
+    actor_optimizer = make_optimizer(args, actor_groups, actor_lr, eps=1e-8)
     bandits = {}
     with reject_errors("--learning-rates"):
         for i, name in enumerate(CONTROLLERS[scope] if scope else ()):
@@ -299,18 +273,8 @@ def main(argv=None):
         parameters = [*actor.parameters()] + [log_alpha] * args.autotune
         return torch.autograd.grad(loss + alpha_loss, parameters, allow_unused=True), losses
 
-    if args.compile:
-        critic_gradients, policy_gradients = (compiled(f, device) for f in (critic_gradients, policy_gradients))
-    update_critics = functools.partial(update, critic_optimizer, without_hooks(critic_optimizer), critic_gradients)
-    update_policy = functools.partial(update, actor_optimizer, without_hooks(actor_optimizer), policy_gradients)
-    if args.compile and on_gpu:
-        from tensordict.nn import CudaGraphModule
-
-        update_critics, update_policy = (CudaGraphModule(f, warmup=3) for f in (update_critics, update_policy))
-
-    def act(obs, noise):
-        with torch.no_grad():
-            return actor.get_action(torch.from_numpy(obs).to(device), noise).cpu().numpy()
+    update_critics = make_update(args, critic_optimizer, critic_gradients)
+    update_policy = make_update(args, actor_optimizer, policy_gradients)
 
     replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs.obs_size, envs.action_size, device)
     obs = np.array([envs.reset(i) for i in range(args.num_envs)], np.float32)
@@ -318,9 +282,16 @@ def main(argv=None):
     rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)
     losses = {}  # of the latest updates
     trained = Undoable(actor, critics, target_critics, log_alpha, critic_optimizer, actor_optimizer)
-    torch_rng = torch.cuda.default_generators[device.index or 0] if on_gpu else torch.default_generator
+    torch_rng = torch.cuda.default_generators[device.index or 0] if critic_lr.is_cuda else torch.default_generator
     state = {"trained": trained, "learning_rates": [critic_lr, actor_lr, alpha_lr], "bandits": bandits}
     state |= {"rounds": rounds, "rng": rng, "torch_rng": torch_rng, "envs": envs, "obs": obs, "losses": losses}
+
+    def update_size(name):
+        obs_batch, *others = replay.sample(rng, args.batch_size)
+        noise = torch.randn((args.batch_size, envs.action_size), device=device)
+        if name == "actor":
+            return relative_update(trained, actor_optimizer, update_policy, noise, obs_batch)
+        return relative_update(trained, critic_optimizer, update_critics, noise, obs_batch, *others)
 
     def undo_round(global_step, reason):
         trained.undo()
@@ -343,10 +314,10 @@ def main(argv=None):
                     actions = rng.uniform(envs.low, envs.high, (args.num_envs, envs.action_size)).astype(np.float32)
                 else:
                     noise = torch.randn((args.num_envs, envs.action_size), device=device)
-                    actions = act(obs, noise)
+                    actions = actor.act(obs, noise)
                     if not np.isfinite(actions).all() and can_undo and rounds.is_open:
                         undo_round(global_step, "actions are not finite")
-                        actions = act(obs, noise)
+                        actions = actor.act(obs, noise)
                     if not np.isfinite(actions).all():
                         rates = f"{critic_lr:g} (critics) and {actor_lr:g} (policy)"
                         raise FloatingPointError(f"learning rates {rates} have led to actions that are not finite")
@@ -378,13 +349,9 @@ def main(argv=None):
             elif rounds.is_over:
                 run.log_rounds(global_step, rounds.close(), critic_lr)
             if global_step > args.learning_starts and not rounds.is_open:
-                if any(bandit.needs_update_size for bandit in bandits.values()):
-                    minibatch = replay.sample(rng, args.batch_size)
-                    noise = torch.randn((args.batch_size, envs.action_size), device=device)
-                    probes = {"critic": (critic_optimizer, update_critics, noise, *minibatch)}
-                    probes["actor"] = actor_optimizer, update_policy, noise, minibatch[0]
-                    for name, bandit in bandits.items():
-                        bandit.set_update_size(relative_update(trained, *probes[name]))
+                for name, bandit in bandits.items():
+                    if bandit.needs_update_size:
+                        bandit.set_update_size(update_size(name))
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm for each bandit
                 trained.keep()
                 if bandits:
@@ -415,7 +382,7 @@ def main(argv=None):
         if args.save_model:
             run.save_model({"actor": actor.state_dict(), "critics": critics.state_dict()})
         if args.eval_episodes:
-            run.summary["eval_returns"] = evaluate(args, lambda obs: act(obs.astype(np.float32), 0), run)
+            run.summary["eval_returns"] = evaluate(args, lambda obs: actor.act(obs.astype(np.float32), 0), run)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ def plot_curves(folder):
     config = read_json(folder / "config.json")
     episodes, rounds = read_csv(folder / "episodes.csv"), read_csv(folder / "rounds.csv")
     controllers = rounds.get("controller", np.full(len(rounds["round"]), ""))
-    names = list(dict.fromkeys(controllers)) or [""]
     probabilities = [name for name in rounds if name.startswith("p_")]
+    names = list(config.get("arms", dict.fromkeys(controllers))) or [""]
     arms = config.get("arms", {name: config["learning_rates"] for name in names})
     rates = np.hstack([arms[name] for name in names]) if probabilities else rounds["learning_rate"]
     panels = 2 + len(names) * bool(probabilities)
@@ -36,9 +36,7 @@ def plot_curves(folder):
         axes[1].step([*ends[:1] * 0, *ends], [*pulled[:1], *pulled], where="pre", color=color, label=name)
         if probabilities:
             axes[2 + i].set_ylabel(f"probability {name}".strip())
-            draw = (
-                draw_image if len(arms[name]) > 10 else draw_lines
-            )  # of so many lines, none could be told from another
+            draw = draw_image if len(arms[name]) > 10 else draw_lines  # of so many lines, none can be told from another
             draw(axes[2 + i], of_this, sorted(zip(arms[name], probabilities), reverse=True))
     if len(names) > 1:
         axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from bandits import BANDITS, Bandit
+from peak import Peak, Prior
 
 
 def check_share(name, x):
@@ -149,19 +150,24 @@ class WUCB(UCB):
 
 
 RIVALS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
-BanditName = Literal[(*BANDITS, *RIVALS)]
+BanditName = Literal[("peak", *BANDITS, "prior", *RIVALS)]
+
+
+def all_bandits():
+    """{name: class} of what `--bandit` chooses from."""
+    return {"peak": Peak, "prior": Prior} | BANDITS | RIVALS
 
 
 def find_bandit(name):
     """The class that `--bandit NAME` means. Raises ValueError if there is none."""
-    if bandit := (BANDITS | RIVALS).get(name):
+    if bandit := all_bandits().get(name):
         return bandit
-    raise ValueError(f"there is no bandit {name!r}; there are {', '.join((*BANDITS, *RIVALS))}")
+    raise ValueError(f"there is no bandit {name!r}; there are {', '.join(all_bandits())}")
 
 
 def bandits_with(option):
     """Names of the bandits whose constructor has `option`."""
-    return [name for name in (*BANDITS, *RIVALS) if option in inspect.signature(find_bandit(name)).parameters]
+    return [name for name, bandit in all_bandits().items() if option in inspect.signature(bandit).parameters]
 
 
 def make_bandit(name, arms, seed=0, **options):

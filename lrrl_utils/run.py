@@ -64,7 +64,8 @@ class Run(Logs):
         self.summary = {}  # what a script adds to summary.json
         self.clock, self.now, self.next_update = None, 0.0, 0.0
         self.bar = self.signal = None
-        self.code = Path(sys.modules[type(args).__module__].__file__), Path(inspect.getfile(Rounds))
+        script, bandits_py = Path(sys.modules[type(args).__module__].__file__), Path(inspect.getfile(Rounds))
+        self.code = script, bandits_py, bandits_py.with_name("peak.py")
         self.on_exit = contextlib.ExitStack()  # for what a script must close, however the run ends
         self.resumed = (checkpoint or {}).get("run")
         folder = Path(args.resume) if checkpoint else self.make_folder()

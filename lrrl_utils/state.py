@@ -8,7 +8,6 @@ back. So a learning rate that is a tensor stays that tensor, and a captured CUDA
 """
 
 import functools
-import inspect
 import types
 from collections import deque
 from itertools import zip_longest
@@ -113,51 +112,6 @@ def revive(saved):
         is_array = saved.get("class") == "ndarray"
         return saved["values"].numpy().copy() if is_array else {name: revive(value) for name, value in saved.items()}
     return [revive(value) for value in saved] if isinstance(saved, list) else saved
-
-
-def make_moments(optimizer):
-    """Let `optimizer` make what it keeps for each parameter, so that `restore` has something to copy into.
-
-    A step of zero gradients does it; parameters stay as they are, and the count of steps goes back to 0.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients, values = [parameter.grad for parameter in parameters], capture(parameters)
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    optimizer.step()
-    restore(parameters, values)  # weight decay has moved them
-    for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient
-    reset_step_counts(optimizer)
-
-
-def reset_step_counts(optimizer):
-    """Let Adam count its steps from 0 again; its moments stay."""
-    for values in optimizer.state.values():
-        if "step" in values:
-            values["step"].zero_()
-
-
-def relative_update(trained, optimizer, update, *inputs):
-    """How far a step of `optimizer` moves its parameters at a learning rate of 1, relative to their norm: ‖Δθ‖ / ‖θ‖.
-
-    That is the step that it comes to if the gradient stays what it is in `update(*inputs)`, which is undone: the
-    gradient in SGD, its sign in Adam and RMSProp (as if their ε were 0), and 1 / (1 − momentum) times as much with
-    momentum. `trained` is what the update changes, an `Undoable`. Of several groups of parameters, the first counts.
-    """
-    parameters = optimizer.param_groups[0]["params"]
-    trained.keep()
-    norm = torch.cat([x.detach().flatten() for x in parameters]).norm()
-    update(*inputs)
-    gradient = torch.cat([x.grad.flatten() for x in parameters if x.grad is not None])
-    trained.undo()
-    step = gradient if isinstance(optimizer, torch.optim.SGD) else gradient.sign()
-    return (step.norm() / norm).item() / (1 - optimizer.defaults.get("momentum", 0))
-
-
-def without_hooks(optimizer):
-    """`optimizer.step` without its hooks and the profiler's mark: on a small network they take longer than the step."""
-    return torch.no_grad()(functools.partial(inspect.unwrap(type(optimizer).step), optimizer))
 
 
 class Undoable:

@@ -3,26 +3,22 @@ and that those learn that claim to."""
 
 import copy
 import inspect
-import io
-import json
 import math
 from typing import get_args
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import BANDITS, LRRL, Bandit, Peak, Prior, Rounds, Uniform
-from lrrl_utils.rivals import RIVALS, BanditName, make_bandit
+from bandits import LRRL, Bandit, Uniform
+from lrrl_utils.rivals import BanditName, all_bandits, make_bandit
 from lrrl_utils.state import capture, restore
-from tests import simulator
 from tests.test_state import plain, through_a_file
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 any_finite = st.floats(allow_nan=False, allow_infinity=False)
-every_bandit = pytest.mark.parametrize("name", [*BANDITS, *RIVALS])
+every_bandit = pytest.mark.parametrize("name", all_bandits())
 
 
 def play(bandit, performances):
@@ -225,8 +221,8 @@ def test_make_bandit_knows_the_names_and_passes_on_what_a_bandit_takes():
     assert (bandit.step_size, bandit.decay, bandit.performances.maxlen) == (0.7, 0.5, 3)
     assert isinstance(make_bandit("uniform", ARMS, step_size=0.7, decay=0.5, window=3, seed=9), Uniform)
     assert make_bandit("lrrl", ARMS, decay=None).decay == 0.9 and make_bandit("exp3", ARMS, decay=None).decay == 0.98
-    assert get_args(BanditName) == (*BANDITS, *RIVALS)
-    with pytest.raises(ValueError, match="lrrl, uniform, prior, exp3"):
+    assert set(get_args(BanditName)) == all_bandits().keys()
+    with pytest.raises(ValueError, match="peak, prior, lrrl, uniform, exp3"):
         make_bandit("no-such-bandit", ARMS)
 
 
@@ -277,206 +273,3 @@ def test_an_arm_that_has_failed_is_drawn_less(name):
     arm, before = bandit.pull(), bandit.probabilities
     bandit.fail(-3.0)
     assert bandit.probabilities[arm] < before[arm]
-
-
-# --- peak -------------------------------------------------------------------------------------------------------------
-
-
-def draws(bandit, performance, rounds=80):
-    """The arms that `bandit` draws when `performance(n, rate)` is observed n-th; one observation before the first."""
-    arms, rounds_of = [], Rounds({"agent": bandit})
-    rounds_of.earn(performance(0, ARMS[2]), 1)
-    for n in range(1, rounds):
-        if not rounds_of.is_open:
-            rounds_of.begin(n / rounds)
-            arms.append(bandit.arm)
-        rounds_of.earn(performance(n, bandit.learning_rate), 1)
-        if rounds_of.is_over:
-            rounds_of.close()
-    return arms
-
-
-@settings(max_examples=30)
-@given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10), range_of_arms=st.booleans())
-def test_peak_draws_the_same_whatever_the_scale_and_the_zero_of_performance(scale, shift, seed, range_of_arms):
-    arms = np.geomspace(3e-5, 3e-3, 25) if range_of_arms else ARMS
-
-    def play_scaled(a, b):
-        noise = np.random.default_rng(seed).standard_normal(200)
-        return draws(Peak(arms, seed=seed), lambda n, rate: a * (noise[n] + n * (rate < 2e-4)) + b)
-
-    assert play_scaled(1.0, 0.0) == play_scaled(scale, scale * shift)
-
-
-def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
-    """Against the same Gaussian model written as one big regression: levels and drifts of all times at once."""
-    monkeypatch.setattr(Peak, "SIZES", (0.3,))
-    monkeypatch.setattr(Peak, "CUT", 1e9)
-    bandit, rng, observations, pulled = Peak(ARMS), np.random.default_rng(3), [0.0], []
-    bandit.set_update_size(5.0)
-    bandit.observe(0.0)
-    for t, arm in enumerate((2, 2, 0, 4, 4, 1)):
-        bandit.arm, bandit.progress = arm, t / 6
-        observations.append(float(rng.standard_normal()))
-        bandit.observe(observations[-1])
-        bandit.update(0.0)
-        pulled.append(arm)
-
-    sigma, log_rates, times, arms = math.sqrt(bandit.variance[0]), np.log10(ARMS), np.arange(1, 7), np.array(pulled)
-    z = log_rates[arms] - math.log10(0.0075 / 5) + np.arange(6) / 6  # of the arm in use
-    rho = math.exp(-1 / 1000) ** np.abs(times[:, None] - times)
-    kernel = 0.2**2 * np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2)
-    common = 1 + 0.1**2 * (1 + np.minimum(times[:, None], times))  # it walked a step before the first observation, too
-    place, width, deviations = (
-        np.multiply.outer(z, z),
-        0.3**2 * np.multiply.outer(z**2, z**2),
-        kernel[np.ix_(arms, arms)],
-    )
-    drift_covariance = 0.3**2 * (common + rho * (place + width + deviations))
-    to_levels = np.tril(np.ones((6, 6)))  # L_t = L_0 + the drifts up to t; L_0 is observed with variance 1
-    covariance = 1 + to_levels @ (drift_covariance + 0.1**2 * np.eye(6)) @ to_levels.T + np.eye(6)
-    # of (c, b, a, g) at the end with the drifts at all times
-    cross = 0.3**2 * np.stack([common[-1], rho[-1] * z, 0.3**2 * rho[-1] * z**2, *(rho[-1] * kernel[:, arms])])
-    cross = cross @ to_levels.T
-    residual = np.array(observations[1:]) + sigma * to_levels @ (0.3 * (z**2 + np.maximum(z, 0) ** 3))
-    expected = cross @ np.linalg.solve(covariance, residual) / sigma
-    assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
-    prior = np.zeros((8, 8))
-    prior[:3, :3], prior[3:, 3:] = np.diag([common[-1, -1], 1, 0.3**2]), kernel
-    posterior = 0.3**2 * prior - cross @ np.linalg.solve(covariance, cross.T)
-    assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", ["peak", "prior"])
-def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected_is_drawn_most(name):
-    def likeliest(size, progress):
-        bandit = make_bandit(name, [1e-5, 1.0, 1e-4, 1e-2, 1e-3, 1e-1])
-        if size:
-            bandit.set_update_size(size)
-        bandit.progress, bandit.survived = progress, np.ones(6, bool)  # so that nothing is out of reach
-        return bandit.arms[np.argmax(bandit.probabilities)]
-
-    assert likeliest(None, 0.0) == 1e-3  # the lower one in the middle
-    assert likeliest(None, 0.9) == 1e-4
-    assert likeliest(7.5, 0.0) == 1e-3
-    assert likeliest(7.5, 1.0) == 1e-4
-    assert likeliest(0.1, 0.0) == 1e-1
-
-
-@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
-def test_a_size_that_says_nothing_leaves_the_middle_arm(size):
-    bandit = Peak(ARMS)
-    bandit.set_update_size(size)
-    assert not bandit.needs_update_size and bandit.best == pytest.approx(math.log10(3e-4))
-
-
-def test_the_update_size_is_refused_once_an_arm_was_drawn():
-    bandit = Peak(ARMS)
-    bandit.pull()
-    with pytest.raises(RuntimeError, match="before the first pull"):
-        bandit.set_update_size(5.0)
-
-
-def test_peak_takes_rounding_for_no_change_and_finds_the_noise_after_a_plateau():
-    bandit, rng = Peak(ARMS), np.random.default_rng(0)
-    for _ in range(10):
-        bandit.observe(0.1 + 1e-17 * rng.standard_normal())
-    assert (bandit.variance == 0).all()
-    for _ in range(60):
-        bandit.observe(0.1 + 5 * rng.standard_normal())
-    assert 3 < math.sqrt(bandit.variance[0]) < 8
-
-
-def test_prior_never_learns():
-    learning, control = Peak(ARMS, seed=1), Prior(ARMS, seed=1)
-    for bandit in (learning, control):
-        draws(bandit, lambda n, rate: n if rate < 2e-4 else -n)
-        bandit.progress, bandit.survived = 0.0, np.ones(5, bool)
-    fresh = Peak(ARMS)
-    fresh.survived = np.ones(5, bool)
-    assert control.probabilities.tolist() == fresh.probabilities.tolist() != learning.probabilities.tolist()
-
-
-def test_peak_finds_a_rate_that_is_a_decade_from_where_it_was_expected():
-    for best in (1e-4, 1e-2):
-        level, bandit = 0.0, Peak(np.geomspace(1e-6, 1, 25), seed=1)
-        bandit.set_update_size(7.5)  # 1e-3 is expected
-        rng, rounds_of, last = np.random.default_rng(0), Rounds({"agent": bandit}), []
-        for n in range(300):
-            if n and not rounds_of.is_open:
-                rounds_of.begin()
-                last.append(bandit.learning_rate)
-            if n:
-                level += 0.3 - 0.3 * math.log10(bandit.learning_rate / best) ** 2
-            rounds_of.earn(level + rng.standard_normal(), 1)
-            if rounds_of.is_over and n:
-                rounds_of.close()
-        assert abs(np.log10(last[-20:]).mean() - math.log10(best)) < 0.5
-
-
-def test_peak_starts_where_it_expects_the_best_and_spreads_upwards_only_from_arms_that_did_no_harm():
-    def possible(bandit):
-        return [rate for rate, p in zip(bandit.arms, bandit.probabilities) if p > 0]
-
-    def play_arm(bandit, arm, fails):
-        bandit.pull()
-        bandit.arm = arm
-        for performance in (1.0, -20.0, -21.0) if fails else (1.0, 1.5, 1.2):
-            bandit.observe(performance)
-        bandit.fail(-43.0) if fails else bandit.update(1.2)
-
-    rates = [3e-3, 1e-4, 3e-4, 3e-5, 1e-3]  # by rate, in whatever order they come
-    bandit = Peak(rates, seed=1)
-    bandit.observe(1.0)
-    assert possible(bandit) == [3e-4]
-    play_arm(bandit, 2, fails=False)
-    assert set(possible(bandit)) <= {1e-4, 3e-4, 1e-3} and bandit.reachable.tolist() == [False, True, True, False, True]
-    play_arm(bandit, 4, fails=True)  # 1e-3
-    assert bandit.reachable.tolist() == [False, True, True, False, True]
-    play_arm(bandit, 4, fails=False)
-    assert bandit.reachable.tolist() == [True, True, True, False, True]
-
-    many = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
-    play_arm(many, 12, fails=False)
-    assert np.flatnonzero(many.reachable).tolist() == [*range(8, 17)]  # half a decade
-    ruined = Peak(rates, seed=1)
-    play_arm(ruined, 2, fails=True)  # the middle one
-    assert ruined.reachable.tolist() == [False, True, True, False, False]
-
-
-def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
-    bandit = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
-    rng = np.random.default_rng(0)
-    draws(bandit, lambda n, rate: 1e6 * rng.standard_normal() if n % 100 == 0 else rng.standard_normal(), rounds=3000)
-    assert np.linalg.eigvalsh(bandit.covariance).min() > -1e-9
-    file = io.BytesIO()
-    torch.save(capture(bandit), file)
-    assert file.tell() < 200_000
-
-
-# --- does it learn? ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "sac", "dqn"])
-@pytest.mark.parametrize("scenario", simulator.HELD_OUT)
-def test_peak_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chance(algorithm, scenario):
-    calibration = json.loads(simulator.CALIBRATION.read_text())[algorithm]
-    lives = 50 if algorithm == "ppo" else 150  # the others are short
-    levels = {}
-    for name in ("peak", "uniform", "lrrl", "exp3"):
-        bandits = [make_bandit(name, simulator.ARMS, seed=seed) for seed in range(1000, 1000 + lives)]
-        agents = [simulator.Agent(seed, calibration, scenario) for seed in range(1000, 1000 + lives)]
-        levels[name] = np.array([simulator.live(bandit, agent)[0] for bandit, agent in zip(bandits, agents)])
-    for name in ("uniform", "lrrl", "exp3"):
-        difference = levels["peak"] - levels[name]
-        if scenario != "cliff":
-            assert difference.mean() > 3.5 * difference.std(ddof=1) / math.sqrt(lives), (name, difference.mean())
-        elif name == "uniform":  # a parabola follows no cliff: no more than this holds there
-            assert difference.mean() > 0
-
-
-def test_the_calibration_is_that_of_the_published_runs():
-    table = json.loads(simulator.CALIBRATION.read_text())
-    results = simulator.CALIBRATION.parent.parent / "results"
-    for name, source in simulator.SOURCES.items():
-        assert table[name] == simulator.calibrate(results / source)

@@ -10,9 +10,10 @@ import dqn_atari_lrrl as dqn
 import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-from bandits import Bandit, Peak, Rounds
+from bandits import Bandit, Rounds
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import scheduled_rate
+from peak import Peak
 from tests import toy_envs
 
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"

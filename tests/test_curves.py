@@ -52,6 +52,11 @@ def test_it_shows_returns_rates_and_probabilities(tmp_path, figure):
     assert rates.get_ylim() == pytest.approx((5e-5, 2e-3))
 
 
+def test_two_bandits_have_a_panel_each_even_if_no_round_has_closed(tmp_path, figure):
+    write(tmp_path, controller="controller,", arms={"critic": [1e-4, 1e-3], "actor": [1e-5, 1e-4]})
+    assert [axis.get_ylabel() for axis in figure(tmp_path).axes[2:]] == ["probability critic", "probability actor"]
+
+
 def test_a_rate_holds_over_the_whole_of_its_round_whose_row_stands_at_its_end(tmp_path, figure):
     write(tmp_path, rounds=ROUNDS)
     (line,) = figure(tmp_path).axes[1].lines

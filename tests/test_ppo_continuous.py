@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ppo_continuous_lrrl as ppo
 from lrrl_utils.environments import evaluate
 from lrrl_utils.numpy_policy import numpy_policy
-from lrrl_utils.state import without_hooks
+from lrrl_utils.optimizers import without_hooks
 from tests import toy_envs
 from tests.conftest import RunFolder, only_folder
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import BANDITS, Bandit, ClosedRound, Rounds
-from lrrl_utils.rivals import RIVALS, make_bandit
+from bandits import Bandit, ClosedRound, Rounds
+from lrrl_utils.rivals import all_bandits, make_bandit
 from lrrl_utils.state import capture, restore
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 any_finite = st.floats(allow_nan=False, allow_infinity=False)
-every_bandit = pytest.mark.parametrize("name", [*BANDITS, *RIVALS])
+every_bandit = pytest.mark.parametrize("name", all_bandits())
 
 
 def make_rounds(*before, name="uniform", **options):

@@ -55,7 +55,7 @@ def test_a_run_dir_that_is_a_dangling_link_is_an_error_and_no_endless_loop(tmp_p
 def test_a_run_names_its_versions_commit_and_code(train, monkeypatch):
     config = train(ppo.main, f"{PENDULUM} --total-timesteps 64").config
     assert {"python", "torch", "numpy", "gymnasium"} <= config["versions"].keys() and config["device"] == "cpu"
-    files = ("ppo_continuous_lrrl.py", "bandits.py")
+    files = ("ppo_continuous_lrrl.py", "bandits.py", "peak.py")
     here = Path(ppo.__file__).parent
     assert config["code"] == {name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in files}
 

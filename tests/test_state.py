@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-import dqn_atari_lrrl as dqn
-import ppo_continuous_lrrl as ppo
-import sac_mujoco_lrrl as sac
-from bandits import BANDITS
-from lrrl_utils.rivals import RIVALS, make_bandit
-from lrrl_utils.state import Undoable, capture, make_moments, relative_update, reset_step_counts, restore
+from lrrl_utils.optimizers import make_optimizer
+from lrrl_utils.rivals import all_bandits, make_bandit
+from lrrl_utils.state import Undoable, capture, restore
 
 OPTIMIZERS = {  # name: options
     "adam": {},
@@ -45,18 +42,15 @@ def through_a_file(captured):
     return torch.load(file, weights_only=True)
 
 
-def make_optimizer(name, parameters, script=ppo):
-    args = SimpleNamespace(
-        optimizer=name.split()[0], adam_eps=1e-4, compile=False, **{"momentum": 0.9} | OPTIMIZERS[name]
-    )
-    return script.make_optimizer(args, parameters, torch.tensor(1e-2))
+def make_arguments(name):
+    return SimpleNamespace(**{"optimizer": name.split()[0], "compile": False, "momentum": 0.9} | OPTIMIZERS[name])
 
 
-def make_training(name, script=ppo):
+def make_training(name):
     """A network, its optimizer, and a function that makes some steps on data of a generator's."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
-    optimizer = make_optimizer(name, network.parameters(), script)
+    optimizer = make_optimizer(make_arguments(name), network.parameters(), torch.tensor(1e-2), eps=1e-5)
 
     def train(steps, rng):
         for _ in range(steps):
@@ -174,7 +168,7 @@ def test_what_cannot_be_captured_is_named(x):
         capture(x)
 
 
-@pytest.mark.parametrize("name", [*BANDITS, *RIVALS])
+@pytest.mark.parametrize("name", all_bandits())
 def test_the_state_of_another_bandit_is_refused(name):
     arms = [1e-4, 1e-3]
     other = make_bandit("lrrl" if name != "lrrl" else "uniform", arms)
@@ -187,98 +181,11 @@ def test_the_state_of_other_networks_is_refused():
         restore(nn.Linear(2, 3), capture(nn.Linear(2, 4)))
 
 
-# --- optimizers -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_comes_back_in_place_and_trains_on_to_the_same_bits(name):
-    rng = torch.Generator().manual_seed(5)
-    network, optimizer, train = make_training(name)
-    make_moments(optimizer)
-    learning_rate, tensors = optimizer.param_groups[0]["lr"], tensors_of(optimizer)
-    train(3, rng)
-    saved = through_a_file(capture([network, optimizer, rng]))
-    train(4, rng)
-    expected = plain(capture([network, optimizer]))
-    for steps in (0, 5):  # over what it is now, and over what it has become since
-        train(steps, rng)
-        for x, then in zip((network, optimizer, rng), saved):
-            restore(x, then)
-        train(4, rng)
-        assert plain(capture([network, optimizer])) == expected
-    assert all(a is b for a, b in zip(tensors_of(optimizer), tensors, strict=True))
-    assert optimizer.param_groups[0]["lr"] is learning_rate
-
-
-def test_an_optimizer_of_two_groups_comes_back_in_the_order_of_its_parameters():
-    def make():
-        parameters = [nn.Parameter(torch.ones(size)) for size in (2, 3)]
-        groups = [{"params": [x], "lr": torch.tensor(rate)} for x, rate in zip(parameters, (1e-2, 1e-3))]
-        optimizer = make_optimizer("adam", groups, sac)
-        make_moments(optimizer)
-        return parameters, optimizer
-
-    parameters, optimizer = make()
-    for n, parameter in enumerate(parameters, start=1):
-        parameter.grad = torch.full_like(parameter, n)
-    optimizer.step()
-    _, other = make()
-    restore(other, through_a_file(capture(optimizer)))
-    assert [values["exp_avg"].shape for values in other.state.values()] == [(2,), (3,)]
-    assert plain(capture(other)) == plain(capture(optimizer))
-    assert [group["lr"].item() for group in other.param_groups] == pytest.approx([1e-2, 1e-3])
-
-
-@pytest.mark.parametrize("script", [ppo, sac, dqn], ids=lambda script: script.__name__)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_making_moments_changes_no_parameter_nor_anything_that_training_comes_to(name, script):
-    runs = []
-    for makes in (False, True):
-        network, optimizer, train = make_training(name, script)
-        network[0].weight.grad = torch.ones_like(network[0].weight)
-        gradient, before = network[0].weight.grad, plain(capture(network))
-        if makes:
-            make_moments(optimizer)
-            assert plain(capture(network)) == before and network[0].weight.grad is gradient
-            assert network[3].weight.grad is None
-            assert name == "sgd without momentum" or len(tensors_of(optimizer)) >= len(list(network.parameters()))
-        train(5, torch.Generator().manual_seed(1))
-        runs.append(plain(capture([network, optimizer])))
-    assert runs[0] == runs[1]
-
-
-def test_moments_of_an_optimizer_that_lets_weights_decay_leave_them_alone_too():
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
-    make_moments(optimizer)
-    assert parameter.tolist() == [1, 1, 1] and optimizer.state[parameter]["step"] == 0
-
-
-def test_a_parameter_that_is_not_trained_needs_no_moments():
-    frozen, free = torch.tensor(0.3), torch.tensor(0.7, requires_grad=True)
-    optimizer = make_optimizer("adam", [frozen, free], sac)
-    make_moments(optimizer)
-    assert not optimizer.state.get(frozen) and optimizer.state[free] and frozen.grad is None
-    restore(optimizer, through_a_file(capture(optimizer)))
-    assert (frozen, free) == (torch.tensor(0.3), torch.tensor(0.7))
-
-
-def test_resetting_step_counts_leaves_moments_and_the_same_tensors():
-    _, optimizer, train = make_training("adamrel")
-    train(3, torch.Generator().manual_seed(1))
-    tensors, moments = tensors_of(optimizer), [values["exp_avg"].clone() for values in optimizer.state.values()]
-    reset_step_counts(optimizer)
-    assert all(a is b for a, b in zip(tensors_of(optimizer), tensors, strict=True))
-    assert {values["step"].item() for values in optimizer.state.values()} == {0}
-    assert all(torch.equal(values["exp_avg"], then) for values, then in zip(optimizer.state.values(), moments))
-
-
 # --- a way back -------------------------------------------------------------------------------------------------------
 
 
 def make_undoable(name="adam"):
     network, optimizer, train = make_training(name)
-    make_moments(optimizer)
     statistics, temperature = Statistics(2), torch.tensor(0.5, requires_grad=True)
     return Undoable(network, optimizer, statistics, temperature), network, optimizer, statistics, temperature, train
 
@@ -329,35 +236,3 @@ def test_both_what_is_now_and_what_was_kept_go_into_checkpoints():
     assert plain(capture(others)) == now
     other.undo()
     assert plain(capture(others)) == kept != now
-
-
-# --- what a learning rate does ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", [ppo, dqn, sac], ids=["ppo", "dqn", "sac"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_relative_update_is_what_steps_along_one_gradient_come_to_and_leaves_no_trace(name, script):
-    parameters = [nn.Parameter(torch.full((3,), 2.0)), nn.Parameter(torch.tensor([[1.0], [-3.0]]))]
-    parameters.append(nn.Parameter(torch.ones(2)))  # which has no gradient
-    optimizer = make_optimizer(name, parameters, script)
-    make_moments(optimizer)
-    trained, rate = Undoable(*parameters, optimizer), optimizer.param_groups[0]["lr"]
-
-    def update(scale):
-        optimizer.zero_grad()
-        (scale * (parameters[0].sum() - 2 * parameters[1].sum())).backward()
-        optimizer.step()
-
-    before = plain(capture([parameters, optimizer]))
-    size = relative_update(trained, optimizer, update, 5.0)
-    assert plain(capture([parameters, optimizer])) == before
-
-    def vector():
-        return torch.cat([x.detach().flatten() for x in parameters])
-
-    norm, steps = vector().norm(), 200
-    rate.fill_(1e-6)
-    for _ in range(steps):
-        theta = vector()
-        update(5.0)
-    assert size == pytest.approx(((vector() - theta).norm() / norm / 1e-6).item(), rel=0.05)
