@@ -226,7 +226,7 @@ class Rounds:
         stretch: timesteps of an observation, at least.
         feedback: what is observed: "reward", the mean reward of a timestep, or "return", the mean return of the
             episodes that ended (an observation then waits for the first one).
-        rollback: whether `has_collapsed` watches out.
+        rollback: whether `has_collapsed` and `is_ruined_by` watch out.
 
     Raises:
         ValueError: an argument is outside what is named above.
@@ -247,6 +247,7 @@ class Rounds:
         self.changes = deque(maxlen=50)  # distances of observations that follow each other
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
         self.lowest_before, self.highest_before = math.inf, -math.inf  # of those before this round
+        self.largest_sign, self.largest_sign_closed = 0.0, 0.0  # of this round, and of all that were closed
 
     def earn(self, reward, timesteps, returns=()):
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
@@ -283,10 +284,21 @@ class Rounds:
     def begin(self, progress=0.0):
         """Start a round: every bandit draws its arm. `progress` is the share of the training that is over."""
         self.is_open, self.lowest_before, self.highest_before = True, self.lowest, self.highest
+        self.largest_sign = 0.0
         self.start_observation()
         for bandit in self._bandits.values():
             bandit.progress = progress
             bandit.pull()
+
+    def is_ruined_by(self, sign, healthy=0.0):
+        """Whether an update has been ruinous, to be asked before the agent acts again.
+
+        `sign` is what grows with the harm, such as a loss or a KL divergence. It is ruinous if it is not finite, or a
+        hundred times the largest in all rounds that were closed and a hundred times what is `healthy` anywhere.
+        """
+        self.largest_sign = max(self.largest_sign, sign if math.isfinite(sign) else math.inf)
+        limit = 100 * max(healthy, self.largest_sign_closed) or math.inf  # nothing is known before a round has closed
+        return self._rollback and self.is_open and (self.largest_sign > limit or math.isinf(self.largest_sign))
 
     @property
     def performance(self):
@@ -337,6 +349,7 @@ class Rounds:
             raise RuntimeError("nothing was observed in this round")
         closed = self._end(lambda bandit: bandit.update(performance))
         self.before.extend(observations)
+        self.largest_sign_closed = max(self.largest_sign_closed, self.largest_sign)
         return closed
 
     def fail(self):

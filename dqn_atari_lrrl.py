@@ -322,6 +322,18 @@ def main(argv=None):
                 replay.add(every_game[truncations], next_obs[truncations, -1], games.steps[truncations], final=True)
             games.start_games(terminations | truncations)
 
+            # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
+            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+                run.progress(global_step, learning_rate if losses else None)
+                if losses:
+                    scalars = {name: value.item() for name, value in losses.items()}
+                    scalars["charts/epsilon"] = get_epsilon(args, global_step)
+                    run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
+                    if not can_undo and not math.isfinite(scalars["losses/td_loss"]):
+                        raise FloatingPointError(f"learning rate {learning_rate:g} has led to an infinite loss")
+                    if rounds.is_ruined_by(scalars["losses/td_loss"], healthy=0.1):
+                        undo_round(global_step, "the loss is ruinous")
+
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
             num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
@@ -343,19 +355,6 @@ def main(argv=None):
                 trained.keep()
                 if bandits:
                     learning_rate.fill_(bandits["agent"].learning_rate)
-
-            # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
-            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
-                run.progress(global_step, learning_rate if losses else None)
-                if losses:
-                    scalars = {name: value.item() for name, value in losses.items()}
-                    scalars["charts/epsilon"] = get_epsilon(args, global_step)
-                    run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
-                    if not math.isfinite(scalars["losses/td_loss"]):  # no need to wait until the round is over
-                        if not can_undo:
-                            raise FloatingPointError(f"learning rate {learning_rate:g} has led to an infinite loss")
-                        undo_round(global_step, "the loss is not finite")
-                        num_updates = 0  # the round is closed: learn again once another arm is drawn
 
             # LEARN
             for _ in range(num_updates):

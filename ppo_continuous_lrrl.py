@@ -342,13 +342,16 @@ def main(argv=None):
                 "losses/clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean(),
                 "losses/explained_variance": 1 - (batch_returns - batch_values).var() / batch_returns.var(),
             }
-            run.log_scalars({name: value.item() for name, value in scalars.items()}, global_step)
+            scalars = {name: value.item() for name, value in scalars.items()}
+            run.log_scalars(scalars, global_step)
             run.progress(global_step, learning_rate)
-            if not trained.is_finite:
-                if not can_undo:
-                    raise FloatingPointError(f"parameters are not finite, with a learning rate of {learning_rate:g}")
+            is_finite = trained.is_finite
+            if not (is_finite or can_undo):
+                raise FloatingPointError(f"parameters are not finite, with a learning rate of {learning_rate:g}")
+            if not is_finite or rounds.is_ruined_by(scalars["losses/approx_kl"], healthy=0.1):
                 trained.undo()
-                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back="parameters are not finite")
+                reason = "the KL divergence is ruinous" if is_finite else "parameters are not finite"
+                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
             run.end_step(global_step)
 
         if args.save_model:

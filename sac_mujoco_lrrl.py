@@ -339,6 +339,18 @@ def main(argv=None):
                 if episode:
                     obs[i] = envs.reset(i)
 
+            # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
+            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+                shown_lr = actor_lr if scope == "actor" else critic_lr
+                if losses:
+                    scalars = {name: value.item() for name, value in losses.items()}
+                    rates = {"/critic": critic_lr, "/actor": actor_lr} if len(bandits) > 1 else {"": shown_lr}
+                    scalars |= {f"charts/learning_rate{name}": rate.item() for name, rate in rates.items()}
+                    run.log_scalars(scalars, global_step)
+                run.progress(global_step, shown_lr if losses else None)
+                if losses and rounds.is_ruined_by(losses["losses/qf_loss"].item()):
+                    undo_round(global_step, "the loss is ruinous")
+
             # BANDIT: the agent earns a round's rewards while it learns with the round's rates; those before the first
             # update count for no arm. When a round is over, its arms are credited, and others are drawn.
             rounds.earn(step_reward, args.num_envs, step_returns)
@@ -356,16 +368,6 @@ def main(argv=None):
                 trained.keep()
                 if bandits:
                     set_rates()
-
-            # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
-            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
-                shown_lr = actor_lr if scope == "actor" else critic_lr
-                if losses:
-                    scalars = {name: value.item() for name, value in losses.items()}
-                    rates = {"/critic": critic_lr, "/actor": actor_lr} if len(bandits) > 1 else {"": shown_lr}
-                    scalars |= {f"charts/learning_rate{name}": rate.item() for name, rate in rates.items()}
-                    run.log_scalars(scalars, global_step)
-                run.progress(global_step, shown_lr if losses else None)
 
             # LEARN
             for step in range(max(previous_step, args.learning_starts) + 1, global_step + 1):

@@ -157,11 +157,14 @@ def test_automatic_rounds_end_when_they_say_so(script, train, monkeypatch):
     assert durations == [[stretch] * 2]
 
 
-@pytest.mark.parametrize("reason", ["collapse", "not finite"])
+@pytest.mark.parametrize("reason", ["collapse", "not finite", "ruinous"])
 def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
     reason, script, train, optimizer_steps, monkeypatch, tmp_path
 ):
-    module, small, _ = script
+    module, small, timesteps = script
+    total = 480
+    if reason == "ruinous" and module is not ppo:  # losses are looked at every 100 steps, so longer rounds
+        small, total = small.replace("--bandit-interval 40", f"--bandit-interval {100 * timesteps}"), 600 * timesteps
     at_pull, undone, failed = {}, [], []
 
     def training_state():
@@ -197,14 +200,19 @@ def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
         collapsed = property(lambda self: bool(self.observations) and self.count == 2 and not undone)
         monkeypatch.setattr(Rounds, "has_collapsed", collapsed)
     else:
-        rates = "1e-4 1e30"
+        rates = "1e-4 1e30" if reason == "not finite" else "1e-4 100"
         choice = property(lambda self: np.eye(2)[int(len(self.performances) == 2 and not undone)])
         monkeypatch.setattr("bandits.Uniform.probabilities", choice)
-    run = train(module.main, f"{small} --bandit uniform --learning-rates {rates} --save-model --total-timesteps 480")
+    run = train(
+        module.main, f"{small} --bandit uniform --learning-rates {rates} --save-model --total-timesteps {total}"
+    )
     assert run.summary["status"] == "finished" and run.summary["rollbacks"] == 1 == len(undone) == len(failed)
-    assert ("collapsed" if reason == "collapse" else "not finite") in undone[0]
-    if reason == "not finite":
-        assert failed == [1e30]
+    if reason == "collapse":
+        assert "collapsed" in undone[0]
+    elif reason == "not finite":
+        assert failed == [1e30] and ("not finite" in undone[0] or "ruinous" in undone[0])
+    else:
+        assert failed == [100] and ("ruinous" in undone[0] or module is sac)  # whose actions may be lost before
     assert run.rounds["feedback"][2] < (0 if "StepCounter" in small else 1) and len(run.rounds["round"]) >= 4
     model = torch.load(run.path / "model.pt", weights_only=True)
     assert all(torch.isfinite(x).all() for state in model.values() if isinstance(state, dict) for x in state.values())

@@ -283,6 +283,39 @@ def test_a_fall_in_the_first_round_is_no_noise_to_itself():
     assert not collapsed([], -289.0, -320.0, -348.0)  # nothing is known of before
 
 
+def ruined(*signs, healthy=0.0, closed=()):
+    """What each of `signs` in a round says, after a round for each list of signs in `closed`."""
+    rounds = make_rounds(0.0)
+    for of_round in closed:
+        rounds.begin()
+        assert not any(rounds.is_ruined_by(sign, healthy) for sign in of_round)
+        observe(rounds, 1.0)
+        rounds.close()
+    rounds.begin()
+    return [rounds.is_ruined_by(sign, healthy) for sign in signs]
+
+
+def test_a_sign_is_ruinous_if_no_healthy_round_had_a_hundredth_of_it():
+    assert ruined(99.0, 101.0, 1.0, closed=[[0.1, 1.0], [0.5]]) == [False, True, True]
+    assert ruined(1e9, math.inf) == [False, True] and ruined(math.nan) == [True]  # nothing is known in the first round
+    assert ruined(99.0, 101.0, healthy=1.0) == [False, True]
+    assert ruined(199.0, 201.0, healthy=1.0, closed=[[2.0]]) == [False, True]
+
+
+def test_a_ruinous_sign_is_forgotten_with_its_round_and_nothing_is_one_without_rollback():
+    rounds = make_rounds(0.0)
+    for _ in range(2):
+        rounds.begin()
+        assert rounds.is_ruined_by(1e3, healthy=1.0)
+        rounds.fail()
+        assert not rounds.is_ruined_by(1e3, healthy=1.0)  # no round is open
+    rounds.begin()
+    assert not rounds.is_ruined_by(50.0, healthy=1.0)
+    without = Rounds({}, rollback=False)
+    without.begin()
+    assert not without.is_ruined_by(math.nan)
+
+
 @every_bandit
 def test_a_failed_arm_is_charged_and_later_ones_are_not_praised_for_being_better(name):
     rounds = make_rounds(0.0, name=name)
