@@ -201,7 +201,7 @@ class Checkpoints:
     def save(self, global_step):
         """Write a checkpoint, if there are any. If that fails there is a warning, and no further one."""
         if self.interval:
-            self.write(capture(self.state), self.own_state(global_step))
+            self.write(capture(self.state, copy=False), self.own_state(global_step))
 
     def write(self, state, own):
         self.last_step = own["global_step"]

@@ -15,41 +15,45 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
+PLAIN = frozenset((type(None), bool, int, float, str))
 NO_STATE = (types.FunctionType, types.MethodType, types.ModuleType, functools.partial, type)  # that could be captured
 
 
-def capture(x):
+def capture(x, copy=True):
     """The state of `x` as plain values and tensors of their own, which torch.load reads with `weights_only=True`.
 
     Of dicts and lists, that of all that is in them. Of modules, parameters and buffers; of optimizers, what they keep
     for each parameter, in the order of the parameters (not their learning rate); of any object, what its `state_dict`
-    says, or every attribute whose name does not start with _.
+    says, or every attribute whose name does not start with _. With `copy=False`, tensors are those of `x`: for whoever
+    writes them to a file at once.
 
     Raises:
         TypeError: there is something in `x` of which this is not known.
     """
+    if type(x) in PLAIN:
+        return x
+    if isinstance(x, dict):
+        return {name: value if type(value) in PLAIN else capture(value, copy) for name, value in x.items()}
+    if isinstance(x, (list, tuple, deque)):
+        return [value if type(value) in PLAIN else capture(value, copy) for value in x]
     if isinstance(x, np.generic):  # before floats: a np.float64 is one
         return x.item()
-    if x is None or isinstance(x, (bool, int, float, str)):
+    if isinstance(x, (int, float, str)):
         return x
     if isinstance(x, torch.Tensor):
-        return x.detach().clone()
+        return x.detach().clone() if copy else x.detach()
     if isinstance(x, np.ndarray):
         return {"class": "ndarray", "values": torch.from_numpy(x.copy())}
-    if isinstance(x, dict):
-        return {name: capture(value) for name, value in x.items()}
-    if isinstance(x, (list, tuple, deque)):
-        return [capture(value) for value in x]
     if isinstance(x, np.random.Generator):
         return capture(x.bit_generator.state)
     if isinstance(x, torch.Generator):
         return x.get_state()
     if isinstance(x, torch.optim.Optimizer):
-        return [capture(x.state[parameter]) for group in x.param_groups for parameter in group["params"]]
+        return [capture(x.state[parameter], copy) for group in x.param_groups for parameter in group["params"]]
     if hasattr(x, "state_dict"):
-        return capture(x.state_dict())
+        return capture(x.state_dict(), copy)
     if hasattr(x, "__dict__") and not isinstance(x, NO_STATE):
-        return {"class": type(x).__name__} | capture(_attributes(x))
+        return {"class": type(x).__name__} | capture(_attributes(x), copy)
     raise TypeError(f"there is no way to capture {type(x).__name__}")
 
 
@@ -138,10 +142,10 @@ class Undoable:
     @property
     def is_finite(self):
         """Whether every number in the objects' tensors is finite."""
-        return all(torch.isfinite(tensor).all() for tensor in _tensors(capture(self._objects)))
+        return all(torch.isfinite(tensor).all() for tensor in _tensors(capture(self._objects, copy=False)))
 
     def state_dict(self):
-        return {"now": capture(self._objects), "kept": self._kept}
+        return {"now": self._objects, "kept": self._kept}
 
     def load_state_dict(self, state):
         for x, now in zip(self._objects, state["now"]):
