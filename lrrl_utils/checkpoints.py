@@ -5,7 +5,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import zipfile
@@ -114,10 +113,11 @@ def write_checkpoint(folder, descriptor, checkpoint):
         OSError: it cannot be written. The ones that were there still are.
     """
     path, previous = folder / "checkpoint.pt", folder / "checkpoint.prev.pt"
-    data = io.BytesIO()  # torch would turn a full disk into an error of its own
-    torch.save(checkpoint, data)
     with written_whole(path) as file:
-        file.write(data.getbuffer())
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's own, raised while it handles that of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
         if path.exists():
             previous.unlink(missing_ok=True)
             try:

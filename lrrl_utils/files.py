@@ -43,7 +43,7 @@ def written_whole(path):
     """A binary file that takes the place of `path` when the block ends, on the disk by then; if it fails, nothing does.
 
     Raises:
-        OSError, RuntimeError: it cannot be written (torch.save raises the latter). What was there still is.
+        OSError: it cannot be written. What was there still is.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.new")
