@@ -117,7 +117,9 @@ def write_checkpoint(folder, descriptor, checkpoint):
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's own, raised while it handles that of a full disk
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         if path.exists():
             previous.unlink(missing_ok=True)
             try:

@@ -32,6 +32,11 @@ def capture(x, copy=True):
     """
     if type(x) in PLAIN:
         return x
+    if isinstance(x, np.random.Generator):  # early, for some are captured at every timestep
+        state = x.bit_generator.state
+        return state if state["bit_generator"] == "PCG64" else capture(state)  # others have arrays in it
+    if isinstance(x, torch.Generator):
+        return x.get_state()
     if isinstance(x, dict):
         return {name: value if type(value) in PLAIN else capture(value, copy) for name, value in x.items()}
     if isinstance(x, (list, tuple, deque)):
@@ -44,10 +49,6 @@ def capture(x, copy=True):
         return x.detach().clone() if copy else x.detach()
     if isinstance(x, np.ndarray):
         return {"class": "ndarray", "values": torch.from_numpy(x.copy())}
-    if isinstance(x, np.random.Generator):
-        return capture(x.bit_generator.state)
-    if isinstance(x, torch.Generator):
-        return x.get_state()
     if isinstance(x, torch.optim.Optimizer):
         return [capture(x.state[parameter], copy) for group in x.param_groups for parameter in group["params"]]
     if hasattr(x, "state_dict"):
