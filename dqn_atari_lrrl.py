@@ -296,7 +296,7 @@ def main(argv=None):
 
     with Run(args, state, device, bandits, checkpoint, replay, replay_device=replay_device) as run:
         games.record_videos(run.folder / "videos")
-        run.on_exit.callback(games.finish_film)
+        run.on_exit.callback(games.close)
         run.on_exit.callback(torch.set_flush_denormal, False)
         every_game = np.arange(args.num_envs)
 

@@ -128,6 +128,11 @@ class AtariGames:
     def start_film(self, seed):
         self.film = [seed] if self._args.capture_video and self._is_filmed(self.game - 1) else []
 
+    def close(self):
+        """Finish the film and let go of the games, which a compiled update would keep alive to the very end."""
+        self.finish_film()
+        del self._envs
+
     def finish_film(self):
         """Play the filmed game again for a video, in colour: what the agent itself sees is small and grey."""
         if self._folder is None or len(self.film) < 2:
