@@ -248,6 +248,7 @@ class Rounds:
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
         self.lowest_before, self.highest_before = math.inf, -math.inf  # of those before this round
         self.largest_sign, self.largest_sign_closed = 0.0, 0.0  # of this round, and of all that were closed
+        self.largest_sign_failed = 0.0  # of the round before, if it was ruinous
 
     def earn(self, reward, timesteps, returns=()):
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
@@ -291,14 +292,14 @@ class Rounds:
             bandit.pull()
 
     def is_ruined_by(self, sign, healthy=0.0):
-        """Whether an update has been ruinous, to be asked before the agent acts again.
+        """Take in a `sign` that grows with the harm, a loss or a KL divergence, and say whether the round is ruinous.
 
-        `sign` is what grows with the harm, such as a loss or a KL divergence. It is ruinous if it is not finite, or a
-        hundred times the largest in all rounds that were closed and a hundred times what is `healthy` anywhere.
+        It is if a sign in it is not finite, or a hundred times the largest of all rounds that were closed and a hundred
+        times what is `healthy` anywhere. Without the latter, nothing is ruinous before a round has closed.
         """
         self.largest_sign = max(self.largest_sign, sign if math.isfinite(sign) else math.inf)
-        limit = 100 * max(healthy, self.largest_sign_closed) or math.inf  # nothing is known before a round has closed
-        return self._rollback and self.is_open and (self.largest_sign > limit or math.isinf(self.largest_sign))
+        limit = 100 * max(healthy, self.largest_sign_closed) or math.inf
+        return self._rollback and self.is_open and (self.largest_sign > limit or self.largest_sign == math.inf)
 
     @property
     def performance(self):
@@ -350,20 +351,26 @@ class Rounds:
         closed = self._end(lambda bandit: bandit.update(performance))
         self.before.extend(observations)
         self.largest_sign_closed = max(self.largest_sign_closed, self.largest_sign)
+        self.largest_sign_failed = 0.0
         return closed
 
     def fail(self):
         """End a round that has ruined the agent, which has been taken back to the start of it; returns as `close`.
 
         Its arms are charged with a performance as far below the lowest seen as that is below the highest, or below 0
-        while one observation is known. What was observed in the round is forgotten; what is observed before the next
-        `begin` shows where the agent starts again. Raises RuntimeError if no round is open.
+        while one observation is known. What was observed in the round is forgotten, but for the noise; what is observed
+        before the next `begin` shows where the agent starts again. Signs that two rounds in a row have had are the
+        task's, not an arm's: the limit is raised to them. Raises RuntimeError if no round is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.lowest < self.highest else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)
         before = list(self.before or [lowest])
         closed = self._end(lambda bandit: bandit.fail(charge, before))
         self.lowest, self.highest = self.lowest_before, self.highest_before
+        common = min(self.largest_sign, self.largest_sign_failed)
+        if math.isfinite(common):
+            self.largest_sign_closed = max(self.largest_sign_closed, common / 50)
+        self.largest_sign_failed = self.largest_sign
         self.before.clear()
         return closed
 

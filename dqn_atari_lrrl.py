@@ -291,7 +291,6 @@ def main(argv=None):
 
     def undo_round(global_step, reason):
         trained.undo()
-        losses.clear()  # or what the ruined networks had would be held against the next arm
         run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
 
     with Run(args, state, device, bandits, checkpoint, replay, replay_device=replay_device) as run:
@@ -322,17 +321,16 @@ def main(argv=None):
                 replay.add(every_game[truncations], next_obs[truncations, -1], games.steps[truncations], final=True)
             games.start_games(terminations | truncations)
 
-            # LOG: the latest update so far; reading the actions has waited for it, so nothing waits here
-            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+            # LOG: the latest update so far
+            is_logged = global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps
+            if is_logged:
                 run.progress(global_step, learning_rate if losses else None)
                 if losses:
                     scalars = {name: value.item() for name, value in losses.items()}
                     scalars["charts/epsilon"] = get_epsilon(args, global_step)
                     run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
                     if not can_undo and not math.isfinite(scalars["losses/td_loss"]):
-                        raise FloatingPointError(f"learning rate {learning_rate:g} has led to an infinite loss")
-                    if rounds.is_ruined_by(scalars["losses/td_loss"], healthy=0.1):
-                        undo_round(global_step, "the loss is ruinous")
+                        raise FloatingPointError(f"the loss is not finite, with a learning rate of {learning_rate:g}")
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
@@ -342,6 +340,8 @@ def main(argv=None):
             rounds.earn(earned.sum(), args.num_envs, [episodic_return for episodic_return, _ in games.episodes])
             if rounds.has_collapsed:
                 undo_round(global_step, "performance has collapsed")
+            elif losses and (is_logged or rounds.is_over) and rounds.is_ruined_by(losses["losses/td_loss"].item(), 0.1):
+                undo_round(global_step, "the loss is ruinous")
             elif rounds.is_over and can_undo and not trained.is_finite:
                 undo_round(global_step, "parameters are not finite")
             elif rounds.is_over:

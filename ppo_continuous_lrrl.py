@@ -252,8 +252,7 @@ def main(argv=None):
 
     with Run(args, state, device, bandits, checkpoint) as run:
         run.on_exit.callback(envs.close)
-        if args.capture_video:
-            envs.record_videos(run.folder, run.global_step)
+        envs.record_videos(run.folder, run.global_step)
 
         for global_step in range(run.global_step + batch_size, args.total_timesteps + 1, batch_size):
             # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
@@ -345,13 +344,12 @@ def main(argv=None):
             scalars = {name: value.item() for name, value in scalars.items()}
             run.log_scalars(scalars, global_step)
             run.progress(global_step, learning_rate)
-            is_finite = trained.is_finite
-            if not (is_finite or can_undo):
-                raise FloatingPointError(f"parameters are not finite, with a learning rate of {learning_rate:g}")
-            if not is_finite or rounds.is_ruined_by(scalars["losses/approx_kl"], healthy=0.1):
+            reason = None if trained.is_finite else "parameters are not finite"
+            if reason and not can_undo:
+                raise FloatingPointError(f"{reason}, with a learning rate of {learning_rate:g}")
+            if reason or rounds.is_ruined_by(scalars["losses/old_approx_kl"], healthy=0.1):
                 trained.undo()
-                reason = "the KL divergence is ruinous" if is_finite else "parameters are not finite"
-                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
+                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason or "the KL is ruinous")
             run.end_step(global_step)
 
         if args.save_model:

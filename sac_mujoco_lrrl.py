@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bandits import Rounds
 from lrrl_utils.checkpoints import load_checkpoint
-from lrrl_utils.command_line import bandit_options, check, check_meaning, decide_compile, given_options, parse_args
+from lrrl_utils.command_line import bandit_options, check, decide_compile, given_options, parse_args
 from lrrl_utils.environments import ContinuousTasks, evaluate
 from lrrl_utils.optimizers import make_optimizer, make_update, relative_update
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
@@ -217,9 +217,6 @@ def main(argv=None):
     decide_compile(args, 20_000)
     given = given_options(args.command_line)
     scope = args.bandit_scope if args.lr_control == "bandit" else None
-    check_meaning(args, given, "autotune", {"alpha": (False,), "alpha_lr_ratio": (True,)})
-    if scope:
-        check_meaning(args, given, "bandit_scope", {"policy_lr_ratio": ("joint", "critic")})
     check(args, f"[{args.num_envs}, inf)", "bandit_interval")
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
@@ -300,8 +297,7 @@ def main(argv=None):
     with Run(args, state, device, bandits, checkpoint, replay) as run:
         run.on_exit.callback(envs.close)
         run.on_exit.callback(torch.set_flush_denormal, False)
-        if args.capture_video:
-            envs.record_videos(run.folder, run.global_step)
+        envs.record_videos(run.folder, run.global_step)
 
         for global_step in range(run.global_step + args.num_envs, args.total_timesteps + 1, args.num_envs):
             previous_step = global_step - args.num_envs
@@ -340,7 +336,8 @@ def main(argv=None):
                     obs[i] = envs.reset(i)
 
             # LOG: the latest updates so far; reading the actions has waited for them, so nothing waits here
-            if global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps:
+            is_logged = global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps
+            if is_logged:
                 shown_lr = actor_lr if scope == "actor" else critic_lr
                 if losses:
                     scalars = {name: value.item() for name, value in losses.items()}
@@ -348,14 +345,14 @@ def main(argv=None):
                     scalars |= {f"charts/learning_rate{name}": rate.item() for name, rate in rates.items()}
                     run.log_scalars(scalars, global_step)
                 run.progress(global_step, shown_lr if losses else None)
-                if losses and rounds.is_ruined_by(losses["losses/qf_loss"].item()):
-                    undo_round(global_step, "the loss is ruinous")
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rates; those before the first
             # update count for no arm. When a round is over, its arms are credited, and others are drawn.
             rounds.earn(step_reward, args.num_envs, step_returns)
             if rounds.has_collapsed:
                 undo_round(global_step, "performance has collapsed")
+            elif losses and (is_logged or rounds.is_over) and rounds.is_ruined_by(losses["losses/qf_loss"].item()):
+                undo_round(global_step, "the loss is ruinous")
             elif rounds.is_over and can_undo and not trained.is_finite:
                 undo_round(global_step, "parameters are not finite")
             elif rounds.is_over:

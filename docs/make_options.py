@@ -97,7 +97,10 @@ def page():
     yield INTRODUCTION
     for (choice, values), options in conditions().items():
         names = ", ".join(f"`{option_name(option)}`" for option in options)
-        yield f"| {names} | `{option_name(choice)}` {' or '.join(values)} |"
+        if values in ((True,), (False,)):
+            yield f"| {names} | `--{'' if values[0] else 'no-'}{choice}` |"
+        else:
+            yield f"| {names} | `{option_name(choice)}` {' or '.join(values)} |"
     yield "\nSAC's `--learning-rate` has a meaning beside a bandit, too, with `--bandit-scope` critic or actor."
     for name, module in modules.items():
         yield f"\n## {name}.py\n\n{module.__doc__.splitlines()[0]}"

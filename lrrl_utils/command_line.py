@@ -35,6 +35,8 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
         **dict.fromkeys(("bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
     },
     "optimizer": {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop")},
+    "autotune": {"alpha": (False,), "alpha_lr_ratio": (True,)},
+    "bandit_scope": {"policy_lr_ratio": ("joint", "critic")},
 }
 MAY_CHANGE = (  # when a run is resumed: no step depends on them
     *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),

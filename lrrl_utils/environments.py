@@ -49,7 +49,7 @@ class ContinuousTasks:
             make_env(args, "rgb_array" if args.capture_video and i == 0 else None, bounded)
             for i in range(args.num_envs)
         ]
-        self.rng = rng
+        self.rng, self.is_filmed = rng, args.capture_video
         self.obs_size = self.envs[0].observation_space.shape[0]
         space = self.envs[0].action_space
         self.low, self.high, self.action_shape = space.low.ravel(), space.high.ravel(), space.shape
@@ -80,7 +80,9 @@ class ContinuousTasks:
         return results
 
     def record_videos(self, folder, global_step):
-        """Film some episodes of the first task; those of a run that was resumed at `global_step` get other names."""
+        """With `capture_video`, film some episodes of the first task; after a resumption they get other names."""
+        if not self.is_filmed:
+            return
         say("filming episodes 0, 1, 8, 27, … of the first task: rendering takes most of the time of a step")
         prefix = f"rl-video-from-{global_step}" if global_step else "rl-video"
         self.envs[0] = gym.wrappers.RecordVideo(self.envs[0], str(folder / "videos"), name_prefix=prefix)

@@ -26,8 +26,8 @@ def make_optimizer(args, parameters, learning_rate, eps):
         options = {"alpha": 0.95, "eps": eps, "momentum": args.momentum}
         optimizer = torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
     else:
-        captured = args.compile and learning_rate.is_cuda
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=eps, fused=True, capturable=captured)
+        capturable = args.compile and learning_rate.is_cuda
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=eps, fused=True, capturable=capturable)
     make_moments(optimizer)
     return optimizer
 
@@ -42,7 +42,7 @@ def make_moments(optimizer):
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
-    restore(parameters, values)  # weight decay has moved them
+    restore(parameters, values)  # weight decay, if there is any, has moved them
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient
     reset_step_counts(optimizer)
@@ -58,9 +58,9 @@ def reset_step_counts(optimizer):
 def make_update(args, optimizer, gradients):
     """A function that makes a step of `optimizer` and returns what there is to log.
 
-    `gradients(*inputs)` returns two things: a gradient for each parameter of the optimizer that has one, in their
-    order, and what there is to log. With `args.compile`, it is compiled; on a GPU, the whole update is one CUDA graph
-    then. Inputs are tensors, of the same shapes each time.
+    `gradients(*inputs)` returns two things: a gradient or None for each parameter of the optimizer that requires it,
+    in their order, and what there is to log. With `args.compile`, it is compiled; on a GPU, the whole update is a CUDA
+    graph then. Inputs are tensors, of the same shapes each time.
     """
     parameters = [x for group in optimizer.param_groups for x in group["params"] if x.requires_grad]
     step, device = without_hooks(optimizer), parameters[0].device

@@ -150,12 +150,14 @@ class WUCB(UCB):
 
 
 RIVALS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
-BanditName = Literal[("peak", *BANDITS, "prior", *RIVALS)]
 
 
 def all_bandits():
     """{name: class} of what `--bandit` chooses from."""
-    return {"peak": Peak, "prior": Prior} | BANDITS | RIVALS
+    return {"peak": Peak} | BANDITS | {"prior": Prior} | RIVALS
+
+
+BanditName = Literal[tuple(all_bandits())]
 
 
 def find_bandit(name):

@@ -302,6 +302,26 @@ def test_a_sign_is_ruinous_if_no_healthy_round_had_a_hundredth_of_it():
     assert ruined(199.0, 201.0, healthy=1.0, closed=[[2.0]]) == [False, True]
 
 
+def test_what_two_rounds_in_a_row_have_is_no_longer_ruinous():
+    rounds = make_rounds(0.0)
+    for sign in (1e3, 1e4):
+        rounds.begin()
+        assert rounds.is_ruined_by(sign, healthy=1.0)
+        rounds.fail()
+    rounds.begin()
+    assert not rounds.is_ruined_by(1.9e3, healthy=1.0) and rounds.is_ruined_by(2.1e3, healthy=1.0)
+    rounds.fail()
+    rounds.begin()
+    assert rounds.is_ruined_by(math.inf, healthy=1.0)  # always
+    rounds.fail()
+    alternating = make_rounds(0.0)
+    for n in range(6):
+        alternating.begin()
+        assert alternating.is_ruined_by(1e3 * (n % 2), healthy=1.0) == (n % 2 == 1)
+        observe(alternating, 1.0)
+        alternating.fail() if n % 2 else alternating.close()
+
+
 def test_a_ruinous_sign_is_forgotten_with_its_round_and_nothing_is_one_without_rollback():
     rounds = make_rounds(0.0)
     for _ in range(2):
@@ -309,8 +329,6 @@ def test_a_ruinous_sign_is_forgotten_with_its_round_and_nothing_is_one_without_r
         assert rounds.is_ruined_by(1e3, healthy=1.0)
         rounds.fail()
         assert not rounds.is_ruined_by(1e3, healthy=1.0)  # no round is open
-    rounds.begin()
-    assert not rounds.is_ruined_by(50.0, healthy=1.0)
     without = Rounds({}, rollback=False)
     without.begin()
     assert not without.is_ruined_by(math.nan)
