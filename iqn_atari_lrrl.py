@@ -349,7 +349,7 @@ def main(argv=None):
                     scalars["charts/epsilon"] = get_epsilon(args, global_step)
                     run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
                     if not can_undo and not math.isfinite(scalars["losses/td_loss"]):
-                        raise FloatingPointError(f"the loss is not finite, with a learning rate of {learning_rate:g}")
+                        raise FloatingPointError(f"learning rate {learning_rate:g}: the loss is not finite")
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.

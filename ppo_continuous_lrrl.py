@@ -346,7 +346,7 @@ def main(argv=None):
             run.progress(global_step, learning_rate)
             reason = None if trained.is_finite else "parameters are not finite"
             if reason and not can_undo:
-                raise FloatingPointError(f"{reason}, with a learning rate of {learning_rate:g}")
+                raise FloatingPointError(f"learning rate {learning_rate:g}: {reason}")
             if reason or rounds.is_ruined_by(scalars["losses/old_approx_kl"], healthy=0.1):
                 trained.undo()
                 run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason or "the KL is ruinous")
