@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import bandits
-from lrrl_utils import checkpoints, run, speed
+from lrrl_utils import checkpoints, roofline, run, speed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -243,6 +243,9 @@ def make_call(words, done, monkeypatch):
         return
     if words[:2] == ["-m", "lrrl_utils.speed"]:  # takes minutes, and has tests
         assert set(words[2:]) <= speed.RUNS.keys()
+        return
+    if words == ["-m", "lrrl_utils.roofline"]:
+        roofline.main(repeats=1)
         return
     if words[:3] == ["-m", "cProfile", "-s"]:  # a script's run, measured
         words = words[4:]
