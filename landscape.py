@@ -2,11 +2,11 @@
 
     python landscape.py runs/landscape --command "ppo_continuous_lrrl.py --env-id HalfCheetah-v5" --seeds 1 2
 
-trains PPO with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with
-each of `--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per
-branch; `landscape.md`, the slope of the episodes' returns per 10,000 timesteps; and the same as `landscape.png`. The
-first rollout of a branch comes before any update with its rate and is left out. Stopped at any moment, it goes on when
-it is started again; seeds and rates may be added then. Landscapes of hyper-parameters: Mohan et al., arXiv 2304.02396.
+trains with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with each of
+`--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per branch;
+`landscape.md`, the slope of the episodes' returns per 10,000 timesteps; and the same as `landscape.png`. PPO's first
+rollout in a branch comes before any update with its rate and is left out. Stopped at any moment, it goes on when it is
+started again; seeds and rates may be added then. Landscapes of hyper-parameters: Mohan et al., arXiv 2304.02396.
 """
 
 import csv
@@ -41,7 +41,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FIXED = ("command", "base_learning_rate", "moments", "length")  # what a folder was begun with
+SCRIPTS = ("ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py", "dqn_atari_lrrl.py", "iqn_atari_lrrl.py")
 SET_HERE = {"lr_control", "learning_rate", "learning_rates", "lr_range", "bandit", "seed", "run_dir", "total_timesteps"}
+SET_HERE |= {"checkpoint_interval", "keep_replay", "resume"}
 
 
 @dataclass
@@ -95,16 +97,10 @@ def make_snapshots(args, seed):
             words = ["--resume", resumable[0]]
         else:
             shutil.rmtree(parent, ignore_errors=True)
-            words = [
-                *shlex.split(args.command)[1:],
-                "--seed",
-                seed,
-                "--run-dir",
-                parent,
-                "--checkpoint-interval",
-                interval,
-            ]
+            script, *words = shlex.split(args.command)
+            words += ["--seed", seed, "--run-dir", parent, "--checkpoint-interval", interval]
             words += ["--lr-control", "constant", "--learning-rate", args.base_learning_rate]
+            words += ["--keep-replay"] if script != "ppo_continuous_lrrl.py" else []
         if not resumable or step_of(resumable[0]) < moment:
             train(args, *words, "--total-timesteps", moment)
         (run,) = parent.glob("*/")
@@ -132,6 +128,10 @@ def start_branch(snapshot, folder, learning_rate, key):
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     checkpoint["run"]["identity"]["learning_rate"] = learning_rate
     checkpoint["state"]["rng"] = capture(np.random.default_rng(key))
+    if "torch_rng" in checkpoint["state"]:
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        device = "cuda" if config["device"].startswith("cuda") else "cpu"
+        checkpoint["state"]["torch_rng"] = capture(torch.Generator(device).manual_seed(seed))
     with written_whole(folder / "checkpoint.pt") as file:
         torch.save(checkpoint, file)
     write_json(folder / "config.json", config)
@@ -154,11 +154,11 @@ def measure_branch(args, seed, moment, learning_rate, branch_seed):
         snapshot = args.folder / "snapshots" / f"{seed}_{moment}"
         start_branch(snapshot, folder, learning_rate, (seed, moment, branch_seed))
         train(args, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
-        for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        for name in ("checkpoint.pt", "checkpoint.prev.pt", "replay.bin"):
             (folder / name).unlink(missing_ok=True)
         say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}: {status_of(folder)}")
     config, episodes = read_json(folder / "config.json"), read_csv(folder / "episodes.csv")
-    later = episodes["global_step"] > moment + config["num_envs"] * config["num_steps"]
+    later = episodes["global_step"] > moment + config["num_envs"] * config.get("num_steps", 0)
     steps, returns = episodes["global_step"][later], episodes["episodic_return"][later]
     slope, error = slope_of(steps, returns)
     row = {"env_id": config["env_id"], "seed": seed, "moment": moment, "learning_rate": learning_rate}
@@ -259,8 +259,8 @@ def make_landscape(args):
 def main(argv=None):
     args = parse_args(Args, argv)
     script, *options = shlex.split(args.command) or [""]
-    if script != "ppo_continuous_lrrl.py":
-        reject(f"--command {args.command}: must begin with ppo_continuous_lrrl.py")
+    if script not in SCRIPTS:
+        reject(f"--command {args.command}: must begin with one of {' '.join(SCRIPTS)}")
     if taken := given_options(options) & SET_HERE:
         reject(f"--command {args.command}: {sorted(taken)[0].replace('_', '-')} is set here, see --help")
     parse_args(importlib.import_module(script.removesuffix(".py")).Args, options)  # what is wrong is said at once

@@ -38,7 +38,7 @@ LARGEST = 1e30  # numbers beyond it overflow in sums and figures
 NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "code", "cuda", "torch_deterministic", "compile"),
     *("rollouts_per_round", "command_line", "resume", "resumed", "checkpoint_interval", "threads"),
-    *("buffer_device", "replay_device", "eval_e", "track", "wandb_project_name", "wandb_entity"),
+    *("buffer_device", "replay_device", "keep_replay", "eval_e", "track", "wandb_project_name", "wandb_entity"),
     *("capture_video", "save_model", "eval_episodes"),
 }
 CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them

@@ -47,6 +47,7 @@ class Args:
     eval_episodes: Whole = 0  # episodes to evaluate the trained policy's mean action on
     run_dir: str = "runs"  # parent of the run folders
     checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
+    keep_replay: bool = False  # whether a finished run keeps the file of its replay, to go on with more timesteps later
     resume: str | None = None  # a run folder, to go on with from its last checkpoint; its options stay as they were
 
     # ALGORITHM

@@ -40,7 +40,7 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
 }
 MAY_CHANGE = (  # when a run is resumed: no step depends on them
     *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
-    "capture_video",
+    *("capture_video", "keep_replay"),
 )
 
 

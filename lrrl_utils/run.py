@@ -158,7 +158,7 @@ class Run(Logs):
             status, exit_code = "diverged", 3
         elif error:
             status, exit_code = "failed", getattr(error, "code", 1) or 1  # an environment may raise SystemExit(0)
-        self.on_exit.callback(self.checkpoints.close, keep=status != "finished")
+        self.on_exit.callback(self.checkpoints.close, status != "finished" or getattr(self.args, "keep_replay", False))
         for finish in (lambda: self.write_summary(status), self.on_exit.close, self.close, self.plot):
             try:
                 finish()

@@ -41,6 +41,17 @@ def test_a_branch_is_its_run_up_to_the_moment_and_another_one_from_there_on(made
         assert a[0] == b[0] and a[1] != b[1]
 
 
+def test_an_agent_with_a_replay_is_branched_with_it(tmp_path):
+    command = "sac_mujoco_lrrl.py --env-id Pendulum-v1 --batch-size 8 --learning-starts 100 --no-compile"
+    rates = ["--learning-rates", "1e-3", "1e-1"]
+    landscape.main([str(tmp_path), "--command", command, "--moments", "400", "--length", "600", *rates])
+    (whole,) = (rows(path) for path in tmp_path.glob("parents/1/*/episodes.csv"))
+    a, b = (rows(tmp_path / "branches" / f"1_400_{rate}_1" / "episodes.csv") for rate in ("0.001", "0.1"))
+    assert a[:2] == b[:2] == whole and a[2:] != b[2:] and len(a) == len(b) == 5
+    assert {int(row["episodes"]) for row in rows(tmp_path / "landscape.csv")} == {3}
+    assert [*tmp_path.glob("snapshots/*/replay.bin")] and not [*tmp_path.glob("branches/*/replay.bin")]
+
+
 def test_the_table_has_the_slope_of_every_branch(made):
     table = rows(made / "landscape.csv")
     assert len(table) == 4 and {row["status"] for row in table} == {"finished"}
@@ -102,8 +113,9 @@ def test_a_slope_needs_three_episodes():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--command", "sac_mujoco_lrrl.py"], "must begin with ppo_continuous_lrrl.py"),
-        (["--command", ""], "must begin with ppo_continuous_lrrl.py"),
+        (["--command", "nonconvex_lrrl.py"], "must begin with one of ppo_continuous_lrrl.py sac_mujoco_lrrl.py"),
+        (["--command", ""], "must begin with one of ppo_continuous_lrrl.py"),
+        (["--command", "sac_mujoco_lrrl.py --keep-replay"], "keep-replay is set here"),
         (["--command", f"{COMMAND} --seed 3"], "seed is set here"),
         (["--command", f"{COMMAND} --lr-control linear"], "lr-control is set here"),
         (["--command", f"{COMMAND} --gamma 2"], "--gamma"),

@@ -184,6 +184,16 @@ def test_a_run_without_a_checkpoint_is_told_so(train, refused):
 # --- to the bit -------------------------------------------------------------------------------------------------------
 
 
+def test_a_finished_run_that_has_kept_its_replay_goes_on_to_the_bit(train):
+    options = (
+        "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --no-cuda --checkpoint-interval 100 --save-model"
+    )
+    finished = train(sac.main, f"{options} --total-timesteps 300 --keep-replay")
+    resumed = resume(sac.main, finished.path, "--total-timesteps 500 --no-keep-replay")
+    assert_equal_to_the_bit(resumed.path, train(sac.main, f"{options} --total-timesteps 500").path)
+    assert not (resumed.path / "replay.bin").exists()
+
+
 def test_two_games_go_on_when_the_run_gets_more_timesteps(start, tmp_path):
     command = f"dqn_atari_lrrl.py {ATARI.replace('--buffer-size 400', '')} --num-envs 2 --save-model"
     process = start(f"{command} --total-timesteps 600")
