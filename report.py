@@ -169,6 +169,8 @@ def read_runs(folder):
         keys = dict.fromkeys((["exp_name"] if len(scripts[task]) > 1 else []) + differing(group) + rivals)
         for run in sorted(group, key=lambda run: run["config"]["seed"]):
             values = {key: run["config"].get(key) for key in keys}
+            if "lr_range" in values:  # the arms follow from it
+                values.pop("lr_range" if values["lr_range"] is None else "learning_rates", None)
             lists = {key: x for key, x in values.items() if isinstance(x, list)}
             values |= {key: " ".join(str(item).removesuffix(".0") for item in x) for key, x in lists.items()}
             settings = ", ".join(f"{key} {x}" for key, x in values.items())

@@ -22,7 +22,8 @@ def run_grid(folder, grid, defaults):
     def run(options):
         if is_done(folder, options, defaults):
             return
-        command = [sys.executable, "ppo_continuous_lrrl.py", "--compile", "--run-dir", str(folder)]
+        run_dir = str(folder.relative_to(folder.parent.parent))
+        command = [sys.executable, "ppo_continuous_lrrl.py", "--compile", "--run-dir", run_dir]
         for name, value in (options | {"total_timesteps": 300_000}).items():
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}", *map(str, values)]

@@ -76,6 +76,15 @@ def test_runs_of_different_scripts_and_scopes_are_not_pooled_whichever_comes_fir
     assert [len(group) for group in report.read_runs(tmp_path).values()] == [1, 1, 1]
 
 
+def test_a_range_of_rates_is_named_by_its_ends_and_arms_by_themselves(tmp_path):
+    write_run(tmp_path, "A-v0", 1, 10.0, lr_range=[1e-6, 1.0], learning_rates=[10**-n for n in range(7)])
+    write_run(tmp_path, "A-v0", 1, 20.0, lr_range=None, learning_rates=[1e-4, 1e-3])
+    assert {name for _, name in report.read_runs(tmp_path)} == {
+        "lrrl (lr_range 1e-06 1)",
+        "lrrl (learning_rates 0.0001 0.001)",
+    }
+
+
 def test_a_difference_beside_the_control_shows_in_the_names_of_rivals(tmp_path):
     write_run(tmp_path, "Hopper-v5", 1, 10.0, gamma=0.9, bandit_window=3)
     write_run(tmp_path, "Hopper-v5", 1, 20.0, gamma=0.99, bandit="uniform", bandit_window=5)
