@@ -1,5 +1,7 @@
 """What lrrl_utils/atari.py promises: frames, lives, seeds, videos, and games that can be played again."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -27,6 +29,14 @@ def play(games, steps, rng):
         seen.append([x.tobytes() for x in (next_obs, rewards, terminations, games.life_lost, games.steps)])
         games.start_games(terminations | truncations)
     return seen
+
+
+def test_games_that_are_closed_are_let_go_of():
+    games = AtariGames(dqn.Args(env_id="ALE/Breakout-v5"), 1, np.random.default_rng(1))
+    envs = weakref.ref(games._envs)
+    games.close()
+    gc.collect()
+    assert envs() is None
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,14 @@ def tensors_of(optimizer):
     return [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
 
 
+def test_without_copies_tensors_stay_those_that_they_are():
+    network = nn.Linear(2, 3)
+    shared, own = capture([network, Undoable(network)], copy=False), capture(network)
+    network.weight.data.fill_(7.0)
+    assert shared[0]["weight"].unique().tolist() == shared[1]["now"][0]["weight"].unique().tolist() == [7.0]
+    assert 7.0 not in own["weight"].tolist()[0]
+
+
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
