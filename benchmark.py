@@ -1,0 +1,369 @@
+"""A grid of runs, tasks × variants × seeds, side by side on Ray: on one machine, or on a cluster.
+
+    python benchmark.py --run-dir runs/rates --command "ppo_continuous_lrrl.py --total-timesteps 300000" \\
+        --env-ids HalfCheetah-v5 Hopper-v5 --num-seeds 5 \\
+        --variant "peak=" --variant "fixed 3e-4=--lr-control constant --learning-rate 3e-4"
+    python report.py runs/rates
+
+A run is RUN_DIR/VARIANT/RUN_FOLDER, beside it a log of what it said. Stopped in any way, Ctrl-C and kill -9 included,
+the same command goes on: it skips what has ended and resumes the rest from its checkpoints. A run that fails is tried
+once more from there; then it is named at the end, and the exit code is 1. `--tuner pb2` adds a population as a rival.
+"""
+
+import contextlib
+import glob
+import itertools
+import os
+import shlex
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from lrrl_utils.command_line import parse_args
+from lrrl_utils.files import lock, read_json
+from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
+from lrrl_utils.scripts import ENDED, last_line, split_command, split_options, status_of, train, try_out
+from lrrl_utils.terminal import reject, say
+
+SET_HERE = {"env_id", "seed", "run_dir", "resume"}
+SECONDS = 30  # between lines of progress where there is no terminal
+
+
+@dataclass
+class Args:
+    env_ids: tuple[str, ...]  # the tasks
+
+    # GRID
+    command: str = "ppo_continuous_lrrl.py"  # the training script, and the options that all runs have
+    # NAME=OPTIONS, once for each variant; NAME is what tables call it. Without any, there is one without a name
+    variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    num_seeds: Count = 3  # runs of each variant on each task
+    start_seed: Seed = 1  # the first seed
+    run_dir: str = "runs/benchmark"  # the folder of the study
+    dry_run: bool = False  # whether to print the commands of the runs, and start none
+
+    # RAY
+    workers: Whole = 0  # runs side by side, a thread each; 0: as many as there are CPU cores
+    ray_address: str | None = None  # a cluster that is there already and sees the same folders: auto, or HOST:PORT
+    gpus_per_run: NonNegative = 0.0  # GPUs of a run, or the part of one that it gets; 0: runs are on the CPU
+    checkpoint_interval: Whole | None = None  # timesteps between checkpoints (default: a tenth of a run)
+
+    # POPULATION
+    tuner: Literal["pb2", "pbt"] | None = None  # adds this variant: runs whose constant rates Ray Tune changes
+    population: Count = 4  # runs of a population, each as long as any other run
+    tuner_range: tuple[Rate, Rate] = (3e-5, 3e-3)  # the ends of the range of its rates
+    tuner_rounds: Count = 10  # stretches of a run, after each of which the tuner compares and changes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    variant: str
+    env_id: str
+    seed: int
+    script: str
+    options: tuple[str, ...]  # those that decide what is computed
+    checkpoint_interval: int
+    folder: str  # parent of the run folder
+    prefix: str  # how the name of the run folder begins
+    timesteps: int
+    rollout: int  # timesteps between two moments at which a run can be branched
+
+    @property
+    def title(self):
+        return " ".join(filter(None, [self.variant, self.env_id, f"seed {self.seed}"]))
+
+    @property
+    def log(self):
+        return Path(self.folder, f"{self.prefix}.log")
+
+    @property
+    def runs(self):
+        """Its run folders: one, unless somebody has copied one there."""
+        return [path.parent for path in Path(self.folder).glob(f"{glob.escape(self.prefix)}__*/config.json")]
+
+    @property
+    def has_ended(self):
+        return any(status_of(run) in ENDED for run in self.runs)
+
+    @property
+    def words(self):
+        """What the script is to be called with: it goes on where there is a checkpoint."""
+        for run in self.runs:
+            if (run / "checkpoint.pt").exists():
+                return ["--resume", str(run), "--env-id", self.env_id]
+        interval = ["--checkpoint-interval", str(self.checkpoint_interval)]
+        return [*self.options, *interval, "--run-dir", self.folder]
+
+    @property
+    def global_step(self):
+        """How far it is, in timesteps."""
+        if self.has_ended:
+            return self.timesteps
+        steps = [0]
+        for run in self.runs:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                steps.append(read_json(run / "summary.json")["global_step"])
+        return max(steps)
+
+
+# BEFORE THE FIRST RUN
+
+
+def read_variants(args):
+    """{name: [option, …]} of --variant; one without a name if there is none."""
+    variants = {}
+    for text in args.variant:
+        name, equals, options = text.partition("=")
+        if not equals or not name.strip() or name.startswith("-"):
+            reject(f"--variant {text}: must be NAME=OPTIONS, like fixed=--lr-control constant")
+        if name != name.strip() or name.startswith(".") or "/" in name or not name.isprintable():
+            reject(
+                f"--variant {text}: its name is that of a folder, too: no slash, no space at its ends, no leading dot"
+            )
+        if name in variants or name == args.tuner:
+            reject(f"--variant {text}: there are two variants {name}")
+        variants[name] = split_options("--variant", text.partition("=")[2], SET_HERE)
+    return variants or ({} if args.tuner else {"": []})
+
+
+def make_jobs(args):
+    """The runs of the grid, populations last.
+
+    Rejects what the script would refuse: each variant is tried out on the first task, and the first one on each task.
+    """
+    script, options = split_command(args.command, SET_HERE)
+    variants = read_variants(args)
+    if args.tuner:
+        variants[args.tuner] = ["--lr-control", "constant"]
+    if len(set(args.env_ids)) < len(args.env_ids):
+        reject(f"--env-ids {' '.join(args.env_ids)}: names a task twice")
+    cells = list(itertools.product(variants, args.env_ids))
+    words = {(name, env_id): [*options, *variants[name], "--env-id", env_id] for name, env_id in cells}
+    tried = [cell for cell in cells if cell[0] == cells[0][0] or cell[1] == cells[0][1]]
+    found = dict(zip(tried, try_out([(script, words[cell]) for cell in tried])))
+    for (name, env_id), (_, refused) in found.items():
+        if refused:
+            reject(f"{f'--variant {name}, ' if name else ''}{env_id}: {refused}")
+    jobs = []
+    seeds = range(args.start_seed, args.start_seed + args.num_seeds)
+    for seed, (name, env_id) in itertools.product(seeds, cells):
+        theirs, _ = found[name, args.env_ids[0]]
+        interval = (
+            max(theirs["total_timesteps"] // 10, 1) if args.checkpoint_interval is None else args.checkpoint_interval
+        )
+        job = Job(
+            variant=name,
+            env_id=env_id,
+            seed=seed,
+            script=script,
+            options=(*words[name, env_id], "--seed", str(seed)),
+            checkpoint_interval=interval,
+            folder=str(Path(args.run_dir, name)),
+            prefix=f"{env_id}__{theirs['exp_name']}__{seed}".replace("/", "-"),
+            timesteps=theirs["total_timesteps"] * (args.population if name == args.tuner else 1),
+            rollout=theirs.get("num_envs", 1) * theirs.get("num_steps", 1),
+        )
+        jobs.append(job)
+    return sorted(jobs, key=lambda job: job.variant == args.tuner)
+
+
+def check_begun(jobs):
+    """Rejects a folder in which one of the runs was begun with other options."""
+    for job in jobs:
+        for run in job.runs:
+            try:
+                begun = read_json(run / "config.json")["command_line"]
+            except (OSError, ValueError, KeyError):
+                reject(f"--run-dir: {run} holds no config.json of a run; move it away")
+            if tuple(begun[: len(job.options)]) != job.options:
+                reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
+
+
+def reserve(folder):
+    """Lock the folder of the study, as `files.lock` does, or `reject` it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock(folder)
+    except BlockingIOError:
+        reject(f"--run-dir {folder}: a benchmark is still working there")
+    except OSError as error:
+        reject(f"--run-dir {folder}: must be a folder that can be written ({error.strerror})")
+
+
+# ON THE WORKERS OF RAY
+
+
+def wait_until_free(folder):
+    """Wait for the process that writes into a run folder; the driver that it belonged to was killed."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return os.close(lock(folder))
+        time.sleep(0.2)
+
+
+def run(job, cwd):
+    """Train a run to its end. Returns what went wrong, "" if nothing did."""
+    os.chdir(cwd)
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    for _attempt in range(2):
+        for folder in job.runs:
+            wait_until_free(folder)
+        if job.has_ended:
+            return ""
+        if "--resume" not in job.words:
+            for folder in job.runs:
+                shutil.rmtree(folder)  # it was stopped before its first checkpoint
+        code = train(job.script, job.words, job.log)
+    return "" if job.has_ended else f"exit code {code}, {last_line(job.log)} (see {job.log})"
+
+
+# THE DRIVER
+
+
+def start_ray(args):
+    """A Ray of our own, or the cluster at --ray-address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of the workers
+    import ray
+
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if not args.ray_address:
+        cores = args.workers or len(os.sched_getaffinity(0))
+        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
+    else:
+        try:
+            ray.init(args.ray_address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            reject(f"--ray-address {args.ray_address}: {str(error).splitlines()[0]}")
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if args.gpus_per_run > gpus:
+        reject(f"--gpus-per-run {args.gpus_per_run:g}: there are {gpus:g} GPUs")
+    return ray
+
+
+class Progress:
+    """How far the grid is: a bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, jobs):
+        self.steps = {job: job.global_step for job in jobs}
+        self.total, self.before = sum(job.timesteps for job in jobs), sum(self.steps.values())
+        self.start, self.next_line = time.monotonic(), 0.0
+        self.bar = tqdm(total=self.total, bar_format="{percentage:3.0f}%|{bar}|{postfix}", disable=None)
+
+    def update(self, active, ended=()):
+        """Show it. `active` are the jobs that run now, `ended` those that have ended just now, well or not."""
+        self.steps |= {job: job.global_step for job in active} | {job: job.timesteps for job in ended}
+        done, now = sum(self.steps.values()), time.monotonic()
+        text = f"{sum(self.steps[job] >= job.timesteps for job in self.steps)} of {len(self.steps)} runs"
+        if done > self.before:
+            left = (self.total - done) * (now - self.start) / (done - self.before)
+            text += f", {tqdm.format_interval(left)} left"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if self.bar.disable and (ended or now > self.next_line):
+            self.next_line = now + SECONDS
+            say(f"{done / self.total:.0%}, {text}")
+
+
+def run_grid(ray, args, jobs):
+    """Train all jobs. Returns {title: what went wrong}."""
+    remote = ray.remote(num_cpus=1, num_gpus=args.gpus_per_run, max_retries=2)(run)
+    limit = args.workers or int(ray.cluster_resources()["CPU"])
+    waiting, active, failed = [job for job in reversed(jobs) if not job.has_ended], {}, {}
+    progress = Progress(jobs)
+    while waiting or active:
+        while waiting and len(active) < limit:
+            job = waiting.pop()
+            active[remote.remote(job, os.getcwd())] = job
+        ready, _ = ray.wait(list(active), timeout=2)
+        ended = {active.pop(reference): reference for reference in ready}
+        for job, reference in ended.items():
+            try:
+                problem = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            if problem:
+                failed[job.title] = problem
+                say(f"{job.title} has failed: {problem}", "stderr")
+        progress.update(active.values(), ended)
+    progress.bar.close()
+    return failed
+
+
+def wait_until_quiet(jobs, seconds=20):
+    """Wait until the runs that were asked to stop have saved their checkpoints."""
+    end = time.monotonic() + seconds
+    for folder in itertools.chain.from_iterable(job.runs for job in jobs):
+        while time.monotonic() < end:
+            try:
+                os.close(lock(folder))
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+
+
+def work(args, jobs):
+    """Train all jobs that have not ended. Returns {title: what went wrong}."""
+
+    def stop(signum, frame):
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, stop)
+    ray = start_ray(args)
+    try:
+        failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
+        for job in jobs:
+            if job.variant == args.tuner and not job.has_ended:
+                from lrrl_utils.tuner import train_population  # Ray Tune takes seconds to import
+
+                if problem := train_population(job, args):
+                    failed[job.title] = problem
+                say(
+                    f"{job.title} has {f'failed: {problem}' if problem else 'ended'}", "stderr" if problem else "stdout"
+                )
+    except SystemExit:
+        ray.shutdown()
+        wait_until_quiet(jobs)
+        say("stopped; the same command goes on", "stderr")
+        raise
+    ray.shutdown()
+    return failed
+
+
+def main(argv=None):
+    args = parse_args(Args, argv)
+    jobs = make_jobs(args)
+    check_begun(jobs)
+    if args.dry_run:
+        for job in (job for job in jobs if not job.has_ended):
+            note = f"  # {args.tuner}, {args.population} members" if job.variant == args.tuner else ""
+            say(shlex.join(["python", job.script, *job.words]) + note)
+        return
+    if all(job.has_ended for job in jobs):
+        say(f"all {len(jobs)} runs have ended, see {args.run_dir}")
+        return
+    descriptor = reserve(Path(args.run_dir))
+    try:
+        failed = work(args, jobs)
+    finally:
+        os.close(descriptor)
+    say(f"{len(jobs) - len(failed)} of {len(jobs)} runs have ended, see {args.run_dir}")
+    for title, problem in failed.items():
+        say(f"failed: {title}: {problem}", "stderr")
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Training scripts as other programs start them: looked up, tried out, run, found again, branched."""
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from lrrl_utils.files import lock, read_json, write_json, written_whole
+from lrrl_utils.parser import given_options
+from lrrl_utils.terminal import option_name, reject
+
+ROOT = Path(__file__).parent.parent
+ENDED = ("finished", "diverged")  # what has diverged would do so again
+
+
+def split_options(option, text, taken):
+    """The words of `text`, options of a script. Rejects those that are named in `taken`: the caller sets them."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        reject(f"{option} {text}: {error}")
+    if found := given_options(words) & taken:
+        reject(f"{option} {text}: {option_name(sorted(found)[0])} is set here, see --help")
+    return words
+
+
+def split_command(command, taken):
+    """(script, [option, …]) of a command like "python ppo_continuous_lrrl.py --gamma 0.9"; see `split_options`."""
+    words = split_options("--command", command, taken)
+    if words and Path(words[0]).name.startswith("python"):
+        words = words[1:]
+    script, *options = words or [""]
+    scripts = sorted(path.name for path in ROOT.glob("*.py") if "\nclass Args" in path.read_text(encoding="utf-8"))
+    if script not in scripts:
+        known = " ".join(name for name in scripts if name.endswith("_lrrl.py"))
+        reject(f"--command {command}: must begin with one of {known}, or a script of yours beside them")
+    return script, options
+
+
+# WHAT A SCRIPT MAKES OF ITS OPTIONS
+
+
+class TriedOut(Exception):
+    """A script has come as far as its run."""
+
+
+def _try_out(script, words):
+    module = importlib.import_module(script.removesuffix(".py"))
+    refused = f"{script} is no training script"
+    if not hasattr(module, "Run"):
+        return {}, refused
+
+    def stop(args, *_, **__):
+        raise TriedOut(vars(args))
+
+    module.Run = stop
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            module.main(list(words))
+    except TriedOut as end:
+        return end.args[0], ""
+    except SystemExit:
+        refused = errors.getvalue().strip().partition("error: ")[2]
+    return {}, refused
+
+
+def try_out(trials):
+    """What scripts make of their words, [(script, words), …]: a list of (arguments, what the script refuses or "").
+
+    Each script runs as far as its run folder, which it does not make; in a process of its own, that goes away.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return list(pool.map(_try_out, *zip(*trials)))
+
+
+# RUNS
+
+
+def _end_with_parent():
+    """In a new process on Linux: ask for a SIGTERM when its parent is gone, and a run saves a checkpoint then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def train(script, words, log):
+    """Run a script to its end, with one thread; what it says is added to the file `log`. Returns its exit code."""
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(log, "a") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        return subprocess.run(command, env=environment, preexec_fn=_end_with_parent, **streams).returncode
+
+
+def last_line(log):
+    return (Path(log).read_text(encoding="utf-8", errors="replace").strip() or "nothing was said").splitlines()[-1]
+
+
+def status_of(folder):
+    try:
+        return read_json(folder / "summary.json")["status"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def step_of(folder):
+    """The timestep of the last checkpoint in a run folder, 0 without one."""
+    import torch  # takes long, and a program that only starts scripts needs it nowhere else
+
+    path = folder / "checkpoint.pt"
+    return torch.load(path, weights_only=True)["run"]["global_step"] if path.exists() else 0
+
+
+def start_branch(snapshot, folder, learning_rate, key):
+    """Copy a run folder; the copy gets another constant rate, as if it always had had that, and new random numbers.
+
+    `key` seeds them: an integer or a tuple of integers.
+    """
+    import numpy as np
+    import torch
+
+    from lrrl_utils.state import capture
+
+    if folder.exists():
+        try:
+            os.close(lock(folder))
+        except BlockingIOError:
+            reject(f"{folder}: a process is still writing there")
+        shutil.rmtree(folder)
+    shutil.copytree(snapshot, folder)
+    (folder / "checkpoint.prev.pt").unlink(missing_ok=True)  # it has the rate of the run
+    config = read_json(folder / "config.json")
+    config["learning_rate"] = learning_rate
+    config["command_line"] += ["--learning-rate", str(learning_rate)]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    checkpoint["run"]["identity"]["learning_rate"] = learning_rate
+    checkpoint["state"]["rng"] = capture(np.random.default_rng(key))
+    if "torch_rng" in checkpoint["state"]:
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        device = "cuda" if config["device"].startswith("cuda") else "cpu"
+        checkpoint["state"]["torch_rng"] = capture(torch.Generator(device).manual_seed(seed))
+    with written_whole(folder / "checkpoint.pt") as file:
+        torch.save(checkpoint, file)
+    write_json(folder / "config.json", config)

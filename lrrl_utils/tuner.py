@@ -1,0 +1,145 @@
+"""A population of runs, whose constant rates Ray Tune changes as they go: PB2 and PBT, rivals that cost several runs.
+
+PB2: Parker-Holder et al., "Provably Efficient Online Hyperparameter Optimization with Population-Based Bandits",
+NeurIPS 2020. PBT: Jaderberg et al., arXiv 1711.09846. Both are Ray Tune's own, over log10 of the rate.
+
+Each member trains in stretches. After a stretch, all are compared by the mean return of the episodes that ended in it;
+the worst go on from a copy of the best one's checkpoint, with another rate. A stretch is a run folder, a branch of the
+one before. So when a population that was stopped is begun anew, the stretches that are there are not trained again.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers.pb2 import PB2
+
+from lrrl_utils.files import read_json, write_json
+from lrrl_utils.measures import read_csv
+from lrrl_utils.scripts import ENDED, last_line, start_branch, status_of, train
+
+POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
+
+
+def train_stretch(plan, parent, i, rate, member):
+    """The run folder of stretch `i` with a rate: a branch of the run folder `parent`, or a new run if that is None.
+
+    Raises RuntimeError if the script fails.
+    """
+    key = f"{parent.parent.name if parent else member} {rate!r}"
+    folder = Path(plan["folder"], f"{i}_{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+    begin, end = plan["moments"][i : i + 2]
+    for run in folder.glob("*/"):
+        if status_of(run) in ENDED and read_json(run / "summary.json")["global_step"] > begin:
+            return run
+    if parent:
+        run = folder / parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        start_branch(parent, run, rate, (plan["seed"], member, i))
+        words = ["--resume", run, "--env-id", plan["env_id"]]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        words = [*plan["options"], "--seed", 1000 * plan["seed"] + member, "--learning-rate", rate]
+        words += ["--checkpoint-interval", end, "--run-dir", folder]
+    train(plan["script"], [*words, "--total-timesteps", end], folder / "log.txt")
+    for run in folder.glob("*/"):
+        if status_of(run) in ENDED:
+            return run
+    raise RuntimeError(f"{last_line(folder / 'log.txt')} (see {folder / 'log.txt'})")
+
+
+def score_of(run, begin):
+    """Mean return of the episodes that ended after timestep `begin`, or of the last one if none did."""
+    episodes = read_csv(run / "episodes.csv")
+    returns = episodes["episodic_return"]
+    later = returns[episodes["global_step"] > begin]
+    return float(np.mean(later if len(later) else returns[-1:])) if len(returns) else -math.inf
+
+
+def train_member(config, plan):
+    """A member of the population, as Ray Tune runs it: from its checkpoint on, to the end or until it is changed."""
+    os.chdir(plan["cwd"])
+    run, stretches = None, 0
+    if checkpoint := tune.get_checkpoint():
+        with checkpoint.as_directory() as directory:
+            pointer = read_json(Path(directory, POINTER))
+        run, stretches = Path(pointer["run"]), pointer["stretches"]
+    rate = config["rate"] if "rate" in config else 10 ** config["log_rate"]
+    for i in range(stretches, len(plan["moments"]) - 1):
+        if run is None or status_of(run) != "diverged":  # until it is replaced by a better one
+            run = train_stretch(plan, run, i, rate, config["member"])
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, POINTER).write_text(json.dumps({"run": str(run), "stretches": i + 1}))
+            report = {"score": score_of(run, plan["moments"][i]), "stretches": i + 1, "run": str(run)}
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(directory))
+
+
+def make_scheduler(name, low, high):
+    """Ray Tune's scheduler, and how its members draw their first rates."""
+    common = {"time_attr": "stretches", "metric": "score", "mode": "max", "perturbation_interval": 1, "synch": True}
+    if name == "pb2":
+        bounds = [math.log10(low), math.log10(high)]
+        return PB2(hyperparam_bounds={"log_rate": bounds}, **common), {"log_rate": tune.uniform(*bounds)}
+    rates = {"rate": tune.loguniform(low, high)}
+    return PopulationBasedTraining(hyperparam_mutations=rates, **common), rates
+
+
+def train_population(job, args):
+    """Train the population that `job`, one of `benchmark.py`, stands for; its best member leaves a run folder.
+
+    Returns what went wrong, "" if nothing did.
+    """
+    folder = Path(job.folder, f".{job.prefix}")
+    timesteps = job.timesteps // args.population
+    stretch = max(timesteps // args.tuner_rounds // job.rollout, 1) * job.rollout
+    plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}
+    plan |= {"folder": str(folder), "moments": [*range(0, timesteps - stretch + 1, stretch)][: args.tuner_rounds]}
+    plan["moments"].append(timesteps)
+    scheduler, rates = make_scheduler(args.tuner, *args.tuner_range)
+    random.seed(job.seed)  # of PBT
+    np.random.seed(job.seed)  # of PB2, and of the first rates
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(train_member, plan=plan), {"cpu": 1, "gpu": args.gpus_per_run}),
+        param_space={"member": tune.grid_search(list(range(args.population)))} | rates,
+        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=False),
+        run_config=tune.RunConfig(
+            storage_path=str(folder.resolve()),
+            name="tune",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
+    results = tuner.fit()
+    if results.errors:
+        return str(results.errors[0]).strip().splitlines()[-1]
+    best = max(results, key=lambda result: result.metrics["score"])
+    keep_best(job, args, Path(best.metrics["run"]), folder)
+    return ""
+
+
+def keep_best(job, args, run, folder):
+    """Make `run` the run folder of the whole population, and take the others away."""
+    config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
+    words = config["command_line"]
+    rates = [float(words[i + 1]) for i, word in enumerate(words) if word == "--learning-rate"]
+    changes = {"seed": job.seed, "lr_control": args.tuner, "run_dir": job.folder, "command_line": list(job.options)}
+    changes |= {"population": args.population, "tuner_range": args.tuner_range, "rates": rates}
+    write_json(run / "config.json", config | changes)
+    write_json(run / "summary.json", summary | {"seed": job.seed, "lr_control": args.tuner})
+    for path in run.glob("checkpoint*.pt"):
+        path.unlink()
+    run.rename(Path(job.folder, f"{job.prefix}__{int(time.time())}"))
+    shutil.rmtree(folder)
