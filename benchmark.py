@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lrrl_utils.command_line import parse_args
 from lrrl_utils.files import lock, read_json
 from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
-from lrrl_utils.scripts import ENDED, last_line, split_command, split_options, status_of, train, try_out
+from lrrl_utils.scripts import ENDED, last_line, reserve, split_command, split_options, status_of, train, try_out
 from lrrl_utils.terminal import reject, say
 
 SET_HERE = {"env_id", "seed", "run_dir", "resume"}
@@ -187,17 +187,6 @@ def check_begun(jobs):
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
 
 
-def reserve(folder):
-    """Lock the folder of the study, as `files.lock` does, or `reject` it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return lock(folder)
-    except BlockingIOError:
-        reject(f"--run-dir {folder}: a benchmark is still working there")
-    except OSError as error:
-        reject(f"--run-dir {folder}: must be a folder that can be written ({error.strerror})")
-
-
 # ON THE WORKERS OF RAY
 
 
@@ -318,9 +307,9 @@ def work(args, jobs):
     def stop(signum, frame):
         raise SystemExit(128 + signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, stop)
     ray = start_ray(args)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, stop)  # after Ray has set its own
     try:
         failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
         for job in jobs:
@@ -353,7 +342,7 @@ def main(argv=None):
     if all(job.has_ended for job in jobs):
         say(f"all {len(jobs)} runs have ended, see {args.run_dir}")
         return
-    descriptor = reserve(Path(args.run_dir))
+    descriptor = reserve("--run-dir", Path(args.run_dir))
     try:
         failed = work(args, jobs)
     finally:

@@ -10,14 +10,10 @@ started again; seeds and rates may be added then. Landscapes of hyper-parameters
 """
 
 import csv
-import importlib
 import itertools
 import math
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +21,31 @@ from typing import Annotated
 
 import matplotlib
 import numpy as np
-import torch
 import tyro
 from scipy.stats import t as student
 
+from lrrl_utils import scripts
 from lrrl_utils.command_line import parse_args
-from lrrl_utils.files import lock, read_json, write_json, written_whole
+from lrrl_utils.files import read_json, write_json
 from lrrl_utils.measures import read_csv
-from lrrl_utils.parser import given_options
 from lrrl_utils.ranges import Count, Rate, Seed
-from lrrl_utils.state import capture
+from lrrl_utils.scripts import (
+    DIVERGED,
+    ENDED,
+    last_line,
+    reserve,
+    split_command,
+    start_branch,
+    status_of,
+    step_of,
+    try_out,
+)
 from lrrl_utils.terminal import reject, say
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FIXED = ("command", "base_learning_rate", "moments", "length")  # what a folder was begun with
-SCRIPTS = ("ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py", "dqn_atari_lrrl.py", "iqn_atari_lrrl.py")
 SET_HERE = {"lr_control", "learning_rate", "learning_rates", "lr_range", "bandit", "seed", "run_dir", "total_timesteps"}
 SET_HERE |= {"checkpoint_interval", "keep_replay", "resume"}
 
@@ -62,26 +66,14 @@ class Args:
     show_run: Path | None = None  # a run folder; the rates that its bandit drew are drawn into the figure
 
 
-def train(args, *words, may_diverge=False):
-    """Run the script with `words`, to its end."""
-    script = shlex.split(args.command)[0]
-    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, words)]
-    result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if result.returncode and not (result.returncode == 3 and may_diverge):
-        reject(f"{script}: {(result.stderr.strip() or 'has failed').splitlines()[-1]}")
-
-
-def status_of(folder):
-    try:
-        return read_json(folder / "summary.json")["status"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def step_of(folder):
-    """The timestep of the last checkpoint in a run folder, 0 without one."""
-    path = folder / "checkpoint.pt"
-    return torch.load(path, weights_only=True)["run"]["global_step"] if path.exists() else 0
+def train(args, name, *words, may_diverge=False):
+    """Run the script with `words`, to its end; what it says goes to `logs/<name>.txt`."""
+    script, _ = split_command(args.command, SET_HERE)
+    log = args.folder / "logs" / f"{name}.txt"
+    log.parent.mkdir(exist_ok=True)
+    code = scripts.train(script, words, log)
+    if code and not (code == DIVERGED and may_diverge):
+        reject(f"{script}: {last_line(log)}")
 
 
 def make_snapshots(args, seed):
@@ -97,12 +89,12 @@ def make_snapshots(args, seed):
             words = ["--resume", resumable[0]]
         else:
             shutil.rmtree(parent, ignore_errors=True)
-            script, *words = shlex.split(args.command)
+            script, words = split_command(args.command, SET_HERE)
             words += ["--seed", seed, "--run-dir", parent, "--checkpoint-interval", interval]
             words += ["--lr-control", "constant", "--learning-rate", args.base_learning_rate]
-            words += ["--keep-replay"] if script != "ppo_continuous_lrrl.py" else []
+            words += ["--keep-replay"] if args.has_replay else []
         if not resumable or step_of(resumable[0]) < moment:
-            train(args, *words, "--total-timesteps", moment)
+            train(args, seed, *words, "--total-timesteps", moment)
         (run,) = parent.glob("*/")
         if step_of(run) != moment:
             reject(f"--moments {moment}: the run has no checkpoint there; take multiples of a rollout")
@@ -110,31 +102,6 @@ def make_snapshots(args, seed):
         shutil.copytree(run, new := snapshot.with_suffix(".new"), dirs_exist_ok=True)
         new.rename(snapshot)
         say(f"seed {seed}: at {moment:,} timesteps")
-
-
-def start_branch(snapshot, folder, learning_rate, key):
-    """Copy a snapshot; the copy gets another rate, as if it always had had that, and random numbers seeded by `key`."""
-    if folder.exists():
-        try:
-            os.close(lock(folder))
-        except BlockingIOError:
-            reject(f"{folder}: a process is still writing there")
-        shutil.rmtree(folder)
-    shutil.copytree(snapshot, folder)
-    (folder / "checkpoint.prev.pt").unlink(missing_ok=True)  # it has the rate of the run
-    config = read_json(folder / "config.json")
-    config["learning_rate"] = learning_rate
-    config["command_line"] += ["--learning-rate", str(learning_rate)]
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    checkpoint["run"]["identity"]["learning_rate"] = learning_rate
-    checkpoint["state"]["rng"] = capture(np.random.default_rng(key))
-    if "torch_rng" in checkpoint["state"]:
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        device = "cuda" if config["device"].startswith("cuda") else "cpu"
-        checkpoint["state"]["torch_rng"] = capture(torch.Generator(device).manual_seed(seed))
-    with written_whole(folder / "checkpoint.pt") as file:
-        torch.save(checkpoint, file)
-    write_json(folder / "config.json", config)
 
 
 def slope_of(steps, returns):
@@ -150,10 +117,10 @@ def slope_of(steps, returns):
 def measure_branch(args, seed, moment, learning_rate, branch_seed):
     """Train a branch, unless that was done; returns its row of the table, a dict."""
     folder = args.folder / "branches" / f"{seed}_{moment}_{learning_rate:g}_{branch_seed}"
-    if status_of(folder) not in ("finished", "diverged") or read_json(folder / "summary.json")["global_step"] <= moment:
+    if status_of(folder) not in ENDED or read_json(folder / "summary.json")["global_step"] <= moment:
         snapshot = args.folder / "snapshots" / f"{seed}_{moment}"
         start_branch(snapshot, folder, learning_rate, (seed, moment, branch_seed))
-        train(args, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
+        train(args, folder.name, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
         for name in ("checkpoint.pt", "checkpoint.prev.pt", "replay.bin"):
             (folder / name).unlink(missing_ok=True)
         say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}: {status_of(folder)}")
@@ -222,16 +189,6 @@ def draw(args, means, widths, title):
     plt.close(figure)
 
 
-def reserve(args):
-    """Lock the folder, as `files.lock` does, or `reject` it."""
-    args.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = lock(args.folder)
-    except BlockingIOError:
-        reject(f"{args.folder}: a process is still working there")
-    return descriptor
-
-
 def make_landscape(args):
     """Train what is missing, then write table and figure."""
     begun, now = args.folder / "landscape.json", {name: getattr(args, name) for name in FIXED}
@@ -258,15 +215,14 @@ def make_landscape(args):
 
 def main(argv=None):
     args = parse_args(Args, argv)
-    script, *options = shlex.split(args.command) or [""]
-    if script not in SCRIPTS:
-        reject(f"--command {args.command}: must begin with one of {' '.join(SCRIPTS)}")
-    if taken := given_options(options) & SET_HERE:
-        reject(f"--command {args.command}: {sorted(taken)[0].replace('_', '-')} is set here, see --help")
-    parse_args(importlib.import_module(script.removesuffix(".py")).Args, options)  # what is wrong is said at once
+    script, options = split_command(args.command, SET_HERE)
+    ((theirs, refused),) = try_out([(script, options)])
+    if refused:
+        reject(f"--command {args.command}: {refused}")
+    args.has_replay = "keep_replay" in theirs
     for name in ("seeds", "moments", "learning_rates", "branch_seeds"):
         setattr(args, name, tuple(sorted(set(getattr(args, name)))))
-    descriptor = reserve(args)
+    descriptor = reserve("FOLDER", args.folder)
     try:
         make_landscape(args)
     finally:

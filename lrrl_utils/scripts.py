@@ -20,6 +20,7 @@ from lrrl_utils.terminal import option_name, reject
 
 ROOT = Path(__file__).parent.parent
 ENDED = ("finished", "diverged")  # what has diverged would do so again
+DIVERGED = 3  # its exit code
 
 
 def split_options(option, text, taken):
@@ -84,6 +85,17 @@ def try_out(trials):
 
 
 # RUNS
+
+
+def reserve(option, folder):
+    """Lock a folder that programs of this kind fill, as `files.lock` does; make it if need be. Or `reject` it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock(folder)
+    except BlockingIOError:
+        reject(f"{option} {folder}: a process is still working there")
+    except OSError as error:
+        reject(f"{option} {folder}: must be a folder that can be written ({error.strerror})")
 
 
 def _end_with_parent():

@@ -10,14 +10,17 @@ one before. So when a population that was stopped is begun anew, the stretches t
 
 import hashlib
 import json
-import logging
 import math
 import os
 import random
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
+
+# before Ray Tune is imported: no tables on the screen, and signals are the driver's
+os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "PYTHONWARNINGS": "ignore"}
 
 import numpy as np
 from ray import tune
@@ -36,7 +39,7 @@ def train_stretch(plan, parent, i, rate, member):
 
     Raises RuntimeError if the script fails.
     """
-    key = f"{parent.parent.name if parent else member} {rate!r}"
+    key = f"{parent and parent.parent.name} {rate!r} {member}"
     folder = Path(plan["folder"], f"{i}_{hashlib.sha256(key.encode()).hexdigest()[:12]}")
     begin, end = plan["moments"][i : i + 2]
     for run in folder.glob("*/"):
@@ -109,7 +112,6 @@ def train_population(job, args):
     scheduler, rates = make_scheduler(args.tuner, *args.tuner_range)
     random.seed(job.seed)  # of PBT
     np.random.seed(job.seed)  # of PB2, and of the first rates
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_member, plan=plan), {"cpu": 1, "gpu": args.gpus_per_run}),
@@ -122,7 +124,8 @@ def train_population(job, args):
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
-    results = tuner.fit()
+    with warnings.catch_warnings(action="ignore"):
+        results = tuner.fit()
     if results.errors:
         return str(results.errors[0]).strip().splitlines()[-1]
     best = max(results, key=lambda result: result.metrics["score"])

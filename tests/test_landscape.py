@@ -113,8 +113,10 @@ def test_a_slope_needs_three_episodes():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--command", "nonconvex_lrrl.py"], "must begin with one of ppo_continuous_lrrl.py sac_mujoco_lrrl.py"),
-        (["--command", ""], "must begin with one of ppo_continuous_lrrl.py"),
+        (["--command", "nonconvex_lrrl.py"], "nonconvex_lrrl.py is no training script"),
+        (["--command", "nowhere.py"], "must begin with one of dqn_atari_lrrl.py"),
+        (["--command", ""], "must begin with one of dqn_atari_lrrl.py"),
+        (["--command", "sac_mujoco_lrrl.py 'a"], "No closing quotation"),
         (["--command", "sac_mujoco_lrrl.py --keep-replay"], "keep-replay is set here"),
         (["--command", f"{COMMAND} --seed 3"], "seed is set here"),
         (["--command", f"{COMMAND} --lr-control linear"], "lr-control is set here"),
