@@ -28,7 +28,17 @@ from tqdm import tqdm
 from lrrl_utils.command_line import parse_args
 from lrrl_utils.files import lock, read_json
 from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
-from lrrl_utils.scripts import ENDED, last_line, reserve, split_command, split_options, status_of, train, try_out
+from lrrl_utils.scripts import (
+    ENDED,
+    last_line,
+    reserve,
+    split_command,
+    split_options,
+    status_of,
+    train,
+    try_out,
+    wait_until_free,
+)
 from lrrl_utils.terminal import reject, say
 
 SET_HERE = {"env_id", "seed", "run_dir", "resume"}
@@ -188,14 +198,6 @@ def check_begun(jobs):
 
 
 # ON THE WORKERS OF RAY
-
-
-def wait_until_free(folder):
-    """Wait for the process that writes into a run folder; the driver that it belonged to was killed."""
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            return os.close(lock(folder))
-        time.sleep(0.2)
 
 
 def run(job, cwd):

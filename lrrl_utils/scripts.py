@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,6 +113,18 @@ def train(script, words, log):
     with open(log, "a") as file:
         streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
         return subprocess.run(command, env=environment, preexec_fn=_end_with_parent, **streams).returncode
+
+
+def lock_when_free(folder):
+    """As `files.lock`, once no process has the folder: one whose parent was killed may still be saving."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return lock(folder)
+        time.sleep(0.2)
+
+
+def wait_until_free(folder):
+    os.close(lock_when_free(folder))
 
 
 def last_line(log):

@@ -29,7 +29,7 @@ from ray.tune.schedulers.pb2 import PB2
 
 from lrrl_utils.files import read_json, write_json
 from lrrl_utils.measures import read_csv
-from lrrl_utils.scripts import ENDED, last_line, start_branch, status_of, train
+from lrrl_utils.scripts import ENDED, last_line, lock_when_free, start_branch, status_of, train, wait_until_free
 
 POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
 
@@ -41,24 +41,36 @@ def train_stretch(plan, parent, i, rate, member):
     """
     key = f"{parent and parent.parent.name} {rate!r} {member}"
     folder = Path(plan["folder"], f"{i}_{hashlib.sha256(key.encode()).hexdigest()[:12]}")
-    begin, end = plan["moments"][i : i + 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = lock_when_free(folder)  # Ray Tune may not have ended yet what it replaces by this
+    try:
+        return find_stretch(plan, folder, i) or train_in(plan, folder, parent, i, rate, member)
+    finally:
+        os.close(descriptor)
+
+
+def find_stretch(plan, folder, i):
+    """The run folder in `folder` if it has come to the end of stretch `i`, else None."""
     for run in folder.glob("*/"):
-        if status_of(run) in ENDED and read_json(run / "summary.json")["global_step"] > begin:
+        wait_until_free(run)
+        if status_of(run) in ENDED and read_json(run / "summary.json")["global_step"] > plan["moments"][i]:
             return run
+    return None
+
+
+def train_in(plan, folder, parent, i, rate, member):
+    end = plan["moments"][i + 1]
     if parent:
-        run = folder / parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        start_branch(parent, run, rate, (plan["seed"], member, i))
-        words = ["--resume", run, "--env-id", plan["env_id"]]
+        start_branch(parent, folder / parent.name, rate, (plan["seed"], member, i))
+        words = ["--resume", folder / parent.name, "--env-id", plan["env_id"]]
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        for run in folder.glob("*/"):
+            shutil.rmtree(run)
         words = [*plan["options"], "--seed", 1000 * plan["seed"] + member, "--learning-rate", rate]
         words += ["--checkpoint-interval", end, "--run-dir", folder]
     train(plan["script"], [*words, "--total-timesteps", end], folder / "log.txt")
-    for run in folder.glob("*/"):
-        if status_of(run) in ENDED:
-            return run
+    if run := find_stretch(plan, folder, i):
+        return run
     raise RuntimeError(f"{last_line(folder / 'log.txt')} (see {folder / 'log.txt'})")
 
 
