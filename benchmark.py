@@ -153,6 +153,8 @@ def make_jobs(args):
     variants = read_variants(args)
     if args.tuner:
         variants[args.tuner] = ["--lr-control", "constant"]
+    if args.tuner and args.tuner_range[0] >= args.tuner_range[1]:
+        reject(f"--tuner-range {args.tuner_range[0]:g} {args.tuner_range[1]:g}: must be LOW HIGH, LOW below HIGH")
     if len(set(args.env_ids)) < len(args.env_ids):
         reject(f"--env-ids {' '.join(args.env_ids)}: names a task twice")
     cells = list(itertools.product(variants, args.env_ids))

@@ -1,0 +1,240 @@
+"""What benchmark.py promises: each run of a grid once, whatever dies on the way; bad input before the first run."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+import benchmark
+import ppo_continuous_lrrl as ppo
+from lrrl_utils.files import lock, read_json, write_json
+from lrrl_utils.scripts import status_of
+from tests.conftest import ROOT, rows, wait_for
+
+SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 1 --no-compile"
+COMMAND = f"python ppo_continuous_lrrl.py {SMALL} --total-timesteps 1024"
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """driver(*words) starts benchmark.py as a user does; its study is tmp_path / "study"."""
+    processes = []
+
+    def run(*words):
+        command = [sys.executable, str(ROOT / "benchmark.py"), "--run-dir", "study", *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "BROKEN": str(tmp_path / "broken")}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def training(study):
+    """The processes that train runs of a study."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_run = process.cmdline()[1].endswith("_lrrl.py") and process.cwd() == str(study.parent)
+        except (psutil.Error, IndexError):
+            continue
+        found += [process] if is_run and process.status() != psutil.STATUS_ZOMBIE else []
+    return found
+
+
+def has_checkpoint(study, task):
+    return any(study.glob(f"*/{task}__*/checkpoint.pt")) and bool(training(study))
+
+
+def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(driver, tmp_path, train):
+    study = tmp_path / "study"
+    tasks = ["Pendulum-v1", "tests.toy_envs:BreaksOnce-v0", "tests.toy_envs:Breaks-v0"]
+    words = ["--command", f"ppo_continuous_lrrl.py {SMALL} --total-timesteps 6400", "--env-ids", *tasks]
+    words += ["--variant", "a fixed rate=--lr-control constant", "--num-seeds", "1", "--start-seed", "7"]
+    first = driver(*words, "--workers", "1")
+    wait_for(lambda: has_checkpoint(study, tasks[0]), first)
+    (process,) = training(study)
+    process.parent().kill()  # the worker of Ray
+    wait_for(lambda: not process.is_running(), first)
+    wait_for(lambda: has_checkpoint(study, tasks[0]), first)
+    (process,) = training(study)
+    assert "--resume" in process.cmdline()
+    first.kill()
+    process.wait(120)  # no run outlives its driver
+    log = next((study / "a fixed rate").glob("Pendulum-v1__*.log")).read_text()
+    assert log.count("step 64 of 6400") == 1  # it was begun once
+
+    second = driver(*words, "--workers", "2")
+    output, errors = second.communicate(timeout=600)
+    assert second.returncode == 1, errors
+    assert "2 of 3 runs have ended, see study" in output and "100%, 3 of 3 runs" in output
+    failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "Breaks-v0 seed 7: exit code 1, RuntimeError: the simulator broke" in failed[0]
+    options = f"--env-id {tasks[0]} --seed 7 {SMALL} --total-timesteps 6400 --lr-control constant"
+    whole = train(ppo.main, f"{options} --checkpoint-interval 640")
+    (folder,) = study.glob("a fixed rate/Pendulum-v1__*/")
+    assert rows(folder / "episodes.csv") == rows(whole.path / "episodes.csv")
+    (once,) = study.glob("a fixed rate/tests.toy_envs:BreaksOnce-v0__*/")
+    assert status_of(once) == "finished" and len(read_json(once / "config.json")["resumed"]) == 1
+
+    capture = subprocess.run(
+        [sys.executable, str(ROOT / "benchmark.py"), "--run-dir", "study", *words[:4], *words[6:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert capture.stdout == "all 1 runs have ended, see study\n"
+
+
+def test_a_population_leaves_the_run_of_its_best_member(driver, tmp_path):
+    study = tmp_path / "study"
+    words = ["--command", COMMAND, "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--start-seed", "3"]
+    process = driver(*words, "--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2")
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "pb2 Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
+    (folder,) = (study / "pb2").iterdir()
+    config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+    assert (config["lr_control"], config["seed"], config["population"]) == ("pb2", 3, 2)
+    assert len(config["rates"]) == 2 and all(3e-5 <= rate <= 3e-3 for rate in config["rates"])
+    assert (summary["status"], summary["global_step"]) == ("finished", 1024)
+    assert [row[0] for row in rows(folder / "episodes.csv")] == ["200", "400", "600", "800", "1000"]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return ["--run-dir", "study", "--env-ids", "Pendulum-v1", "--command", COMMAND]
+
+
+def test_a_dry_run_prints_the_commands_and_makes_nothing(study, capsys, tmp_path):
+    variants = ["--variant", "a=", "--variant", "b c=--bandit uniform"]
+    benchmark.main([*study, *variants, "--num-seeds", "2", "--dry-run"])
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [words[-1] for words in lines] == ["study/a", "study/b c", "study/a", "study/b c"]
+    assert [words[words.index("--seed") + 1] for words in lines] == ["1", "1", "2", "2"]
+    assert all(words[:2] == ["python", "ppo_continuous_lrrl.py"] for words in lines)
+    assert "uniform" in lines[1] and "uniform" not in lines[2] and "102" in lines[0]  # a checkpoint each tenth
+    assert not list(tmp_path.iterdir())
+
+
+def make_job(folder, **changes):
+    fields = {
+        "variant": "",
+        "env_id": "A-v0",
+        "seed": 1,
+        "script": "ppo_continuous_lrrl.py",
+        "options": ("--seed", "1"),
+    }
+    fields |= {
+        "checkpoint_interval": 5,
+        "folder": str(folder),
+        "prefix": "A-v0__ppo__1",
+        "timesteps": 100,
+        "rollout": 1,
+    }
+    return benchmark.Job(**fields | changes)
+
+
+def make_run(folder, status, step, name="A-v0__ppo__1__17", checkpoint=False):
+    run = folder / name
+    run.mkdir(parents=True)
+    write_json(run / "config.json", {"command_line": ["--seed", "1", "--run-dir", "x"]})
+    write_json(run / "summary.json", {"status": status, "global_step": step})
+    if checkpoint:
+        (run / "checkpoint.pt").touch()
+    return run
+
+
+def test_a_job_is_begun_resumed_or_done(tmp_path):
+    job = make_job(tmp_path)
+    assert job.words == ["--seed", "1", "--checkpoint-interval", "5", "--run-dir", str(tmp_path)]
+    make_run(tmp_path, "finished", 100, name="A-v0__ppo__11__17")  # that of another seed
+    assert (job.has_ended, job.global_step) == (False, 0)
+    run = make_run(tmp_path, "interrupted", 40, checkpoint=True)
+    assert job.words == ["--resume", str(run), "--env-id", "A-v0"] and job.global_step == 40
+    write_json(run / "summary.json", {"status": "diverged", "global_step": 60})
+    assert (job.has_ended, job.global_step) == (True, 100)
+
+
+def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
+    make_run(tmp_path, "running", 40)
+    benchmark.check_begun([make_job(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        benchmark.check_begun([make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
+    assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
+
+
+def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    make_run(tmp_path, "finished", 100)
+    job = make_job(tmp_path, prefix="B-v0__ppo__1")
+    progress = benchmark.Progress([make_job(tmp_path), job])
+    make_run(tmp_path, "running", 20, name="B-v0__ppo__1__17")
+    clock[0] = 60.0
+    progress.update([job])
+    assert capsys.readouterr().out == "60%, 1 of 2 runs, 04:00 left\n"  # 20 timesteps a minute, 80 are left
+    progress.update([job])
+    assert capsys.readouterr().out == ""  # not twice within half a minute
+    progress.update([], [job])
+    assert capsys.readouterr().out == "100%, 2 of 2 runs, 00:00 left\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--command", "nowhere_lrrl.py"], "must begin with one of dqn_atari_lrrl.py iqn_atari_lrrl.py"),
+        (["--command", "nonconvex_lrrl.py"], "nonconvex_lrrl.py is no training script"),
+        (["--command", f"{COMMAND} --seed 3"], "--seed is set here"),
+        (["--command", f"{COMMAND} --env-id A-v0"], "--env-id is set here"),
+        (["--variant", "--lr-control constant"], "--variant"),
+        (["--variant", "constant"], "must be NAME=OPTIONS"),
+        (["--variant", "=--lr-control constant"], "must be NAME=OPTIONS"),
+        (["--variant", "../up="], "is that of a folder, too"),
+        (["--variant", "a=", "--variant", "a=--gamma 0.9"], "there are two variants a"),
+        (["--variant", "pb2=", "--tuner", "pb2"], "there are two variants pb2"),
+        (["--variant", "a=--run-dir x"], "--run-dir is set here"),
+        (["--variant", "a=--gamma '0.9"], "No closing quotation"),
+        (["--variant", "a=", "--variant", "b=--gamma 2"], "--variant b, Pendulum-v1: --gamma 2.0: must be in [0, 1]"),
+        (["--variant", "a=--num-minibatches 3"], "--num-minibatches 3: must divide"),
+        (["--variant", "a=--nonsense"], "--variant a, Pendulum-v1: "),
+        (["--env-ids", "Pendulum-v1", "Nowhere-v0"], "Nowhere-v0: --env-id Nowhere-v0"),
+        (["--env-ids", "Pendulum-v1", "Pendulum-v1"], "names a task twice"),
+        (["--num-seeds", "0"], "--num-seeds 0: must be in [1, inf)"),
+        (["--tuner", "pb2", "--tuner-range", "1e-2", "1e-3"], "--tuner-range 0.01 0.001: must be LOW HIGH"),
+        (["--gpus-per-run", "-1"], "--gpus-per-run"),
+    ],
+)
+def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, study, tmp_path):
+    assert said in refused(benchmark.main, [*study, *words])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1"),
+        (["--gpus-per-run", "64"], "--gpus-per-run 64: there are 0 GPUs"),
+    ],
+)
+def test_what_ray_does_not_have_is_refused_before_the_first_run(words, said, driver, tmp_path):
+    process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, *words)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 2 and errors.count("\n") == 1 and said in errors
+    assert not list(tmp_path.glob("study/*"))
+
+
+def test_a_folder_has_one_benchmark_at_a_time(study, refused, tmp_path):
+    (tmp_path / "study").mkdir()
+    descriptor = lock(tmp_path / "study")
+    assert "a process is still working there" in refused(benchmark.main, study)
+    os.close(descriptor)
