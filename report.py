@@ -12,10 +12,8 @@ damaged or has not finished is named on standard error and left out.
 puts all runs into one file, which does for the folder from then on; its report goes into `results/hopper`.
 """
 
-import csv
-import io
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +22,21 @@ import tyro
 
 from lrrl_utils.command_line import parse_args
 from lrrl_utils.compact import read_parquet, write_parquet
-from lrrl_utils.figures import plot_learning_curves
+from lrrl_utils.figures import (
+    find_bandits,
+    plot_improvements,
+    plot_learning_curves,
+    plot_overall_curves,
+    plot_profiles,
+    plot_rates,
+)
+from lrrl_utils.page import write_page
 from lrrl_utils.runs import clean, read_records, select_runs
-from lrrl_utils.scales import final_returns, find_scales, names_of, normalized_returns
-from lrrl_utils.statistics import interquartile_mean, paired_mean
+from lrrl_utils.scales import final_returns, find_scales, names_of, normalized_returns, tasks_of
+from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
+from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject
-from lrrl_utils.variants import count_timesteps, find_mixed_code, group_runs
-
-MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "\\|`<>&[]*$"}  # entities: a backslash does not protect everywhere
+from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, group_runs
 
 
 @dataclass
@@ -43,51 +48,6 @@ class Args:
     figures: bool = True  # whether to draw figures and write report.html, too; tables alone are faster
     output: Path | None = None  # folder of the report (default: FOLDER; of a file, the folder beside it of its name)
     compact: Path | None = None  # a Parquet file to put all runs into; there is no report, then
-
-
-@dataclass
-class Table:
-    """Rows as they are shown, and the same in numbers."""
-
-    titles: list[str]  # of the columns; the first `names` are of names
-    names: int
-    difference: str  # title of the columns of differences, with {} where the baseline is named
-    baselines: tuple[str, ...]
-    rows: list[list[str]] = field(default_factory=list)
-    records: list[dict] = field(default_factory=list)
-
-    def header(self, escape=str):
-        return self.titles + [self.difference.format(escape(baseline)) for baseline in self.baselines]
-
-    def to_markdown(self):
-        lines = [f"| {' | '.join(self.header(escape))} |", f"|{'-|' * len(self.header())}"]
-        for row in self.rows:
-            lines.append(f"| {' | '.join([*map(escape, row[: self.names]), *row[self.names :]])} |")
-        return "\n".join(lines)
-
-
-def escape(text):
-    return text.translate(MARKDOWN)
-
-
-def show(x):
-    """At least three digits of a return."""
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def show_timesteps(n):
-    """300k, 1.2M."""
-    power = min(max(len(f"{n:.0f}") - 1, 0) // 3, 3)
-    return f"{n / 1000**power:.4g}{['', 'k', 'M', 'G'][power]}"
-
-
-def show_interval(point, low, high, show=show):
-    return f"{show(point)} [{show(low)}, {show(high)}]"
-
-
-def as_record(name, estimate):
-    """Cells of a CSV file for an estimate and its interval."""
-    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, estimate)))
 
 
 def make_table(variants, baselines=()):
@@ -142,14 +102,30 @@ def make_normalized_table(returns, baselines=()):
     return table
 
 
-def to_csv(tables):
-    """The numbers of all tables, below one header."""
-    records = [record for table in tables for record in table.records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for record in records for key in record)))
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+def make_improvement_table(variants, baselines):
+    """(Table, {baseline: {variant: estimate}}) of probabilities of improvement, of variants with runs on all tasks.
+
+    They are those of the final returns on the same task, mean over tasks.
+    """
+    table = Table(["variant"], 1, "probability of improvement over {} [95 %]", baselines)
+    finals = {
+        name: [list(final_returns(variants.get((task, name), [])).values()) for task in tasks_of(variants)]
+        for name in names_of(variants)
+    }
+    finals = {name: of_tasks for name, of_tasks in finals.items() if all(of_tasks)}
+    improvements = {baseline: {} for baseline in baselines if baseline in finals}
+    for name, ours in finals.items():
+        row, record = [name], {"task": "all", "variant": name}
+        for baseline in baselines:
+            if name == baseline or baseline not in finals:
+                row.append("")
+                continue
+            improvements[baseline][name] = estimate = probability_of_improvement(ours, finals[baseline])
+            row.append(show_interval(*estimate, "{:.2f}".format))
+            record |= as_record(f"probability of improvement over {baseline}", estimate)
+        table.rows.append(row)
+        table.records.append(record)
+    return table, {baseline: estimates for baseline, estimates in improvements.items() if estimates}
 
 
 def read_study(path, with_unfinished=False):
@@ -197,21 +173,41 @@ def main(argv=None):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
     for line in (mixed := find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
-    tables = [make_table(variants, args.baseline)]
-    if args.normalize:
-        tables.append(make_normalized_table(normalized_returns(variants, find_scales(variants)), args.baseline))
-    first, *others = [table.to_markdown() for table in tables]
-    text = "\n\n".join([first, *map(escape, mixed), *others])
-    print(text)
+    if missing := sum(map(len, find_missing(variants).values())):
+        print(f"missing: {missing} runs that other variants have (report.html lists them)", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(text + "\n", encoding="utf-8")
-        (output / "report.csv").write_text(to_csv(tables), encoding="utf-8")
-        if args.figures:
-            plot_learning_curves(variants, output / "curves.png")
+        write_report(args, variants, mixed, left_out, output)
     except OSError as error:
         reject(f"--output {output}: {error.strerror}")
+
+
+def write_report(args, variants, warnings, left_out, output):
+    """Print the tables as Markdown, and write all of the report into the folder `output`."""
+    tables = [make_table(variants, args.baseline)]
+    if args.normalize:
+        scales = find_scales(variants)
+        returns = normalized_returns(variants, scales)
+        tables.append(make_normalized_table(returns, args.baseline))
+    first, *others = [table.to_markdown() for table in tables]
+    text = "\n\n".join([first, *map(escape, warnings), *others])
+    print(text)
+    (output / "report.md").write_text(text + "\n", encoding="utf-8")
+    if args.baseline:
+        improvement_table, improvements = make_improvement_table(variants, args.baseline)
+        tables.append(improvement_table)
+    (output / "report.csv").write_text(to_csv(tables), encoding="utf-8")
+    if not args.figures:
+        return
+    figures = [plot_learning_curves(variants, output)]
+    if args.normalize:
+        figures += [plot_overall_curves(variants, scales, output), plot_profiles(returns, variants, output)]
+    if args.baseline and improvements:
+        figures.append(plot_improvements(improvements, variants, output))
+    if find_bandits(variants):
+        figures.append(plot_rates(variants, output))
+    write_page(f"Report: {args.folder.resolve().stem}", tables, figures, variants, warnings, left_out, output)
 
 
 if __name__ == "__main__":

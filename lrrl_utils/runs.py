@@ -29,7 +29,7 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
 
 @dataclass
 class Record:
-    """What a run folder holds: JSON files as texts, CSV files as {column: (rows,) array}; or the error in their place."""
+    """What a run folder holds: JSON files as texts, CSV files as {column: (rows,) array}; else why it does not."""
 
     folder: str  # below the study
     summary: str | Exception
