@@ -12,25 +12,12 @@ from matplotlib.figure import Figure
 from rliable import library, metrics
 
 import report
+from lrrl_utils import figures, statistics
+from tests.studies import read_table, write_run
 
 
-def write_run(parent, task, seed, final_return, status="finished", **config):
-    folder = parent / f"{task}__{len(list(parent.iterdir()))}"
-    folder.mkdir()
-    config = {"env_id": task, "seed": seed, "lr_control": "bandit", "bandit": "lrrl", "learning_rate": 3e-4} | config
-    (folder / "config.json").write_text(json.dumps(config))
-    auc = final_return and final_return / 2
-    summary = {"status": status, "global_step": 1000, "final_return": final_return, "auc": auc}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    rows = "".join(f"{step},{(final_return or 0) * step / 1000},100\n" for step in range(100, 1001, 100))
-    (folder / "episodes.csv").write_text(f"global_step,episodic_return,episodic_length\n{rows}")
-    return folder
-
-
-def read_table(text):
-    """The cells of the first Markdown table in `text`, without its two header lines."""
-    rows = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+def read_variants(folder):
+    return report.read_study(folder)[0]
 
 
 def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_unfinished_runs(tmp_path, capsys):
@@ -59,7 +46,7 @@ def test_runs_with_other_options_are_not_pooled_and_a_seed_counts_once(tmp_path,
     write_run(tmp_path, "Hopper-v5", 1, 30.0, bandit_interval=4096, device="cuda")
     write_run(tmp_path, "Hopper-v5", 2, 50.0, bandit_interval=4096)
     write_run(tmp_path, "Hopper-v5", 3, None, bandit_interval=4096)  # no episode has ended
-    groups = {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()}
+    groups = {name: len(group) for (_, name), group in read_variants(tmp_path).items()}
     assert groups == {"lrrl (bandit_interval 2048)": 1, "lrrl (bandit_interval 4096)": 2}
     assert capsys.readouterr().err.count("left out") == 1
 
@@ -73,13 +60,13 @@ def test_runs_of_different_scripts_and_scopes_are_not_pooled_whichever_comes_fir
     write_run(tmp_path, "Hopper-v5", 1, 10.0, exp_name="ppo", num_steps=2048)
     write_run(tmp_path, "Hopper-v5", 1, 20.0, exp_name="sac", bandit_scope="joint")
     write_run(tmp_path, "Hopper-v5", 2, 30.0, exp_name="sac", bandit_scope="separate")
-    assert [len(group) for group in report.read_runs(tmp_path).values()] == [1, 1, 1]
+    assert [len(group) for group in read_variants(tmp_path).values()] == [1, 1, 1]
 
 
 def test_a_range_of_rates_is_named_by_its_ends_and_arms_by_themselves(tmp_path):
     write_run(tmp_path, "A-v0", 1, 10.0, lr_range=[1e-6, 1.0], learning_rates=[10**-n for n in range(7)])
     write_run(tmp_path, "A-v0", 1, 20.0, lr_range=None, learning_rates=[1e-4, 1e-3])
-    assert {name for _, name in report.read_runs(tmp_path)} == {
+    assert {name for _, name in read_variants(tmp_path)} == {
         "lrrl (lr_range 1e-06 1)",
         "lrrl (learning_rates 0.0001 0.001)",
     }
@@ -88,7 +75,7 @@ def test_a_range_of_rates_is_named_by_its_ends_and_arms_by_themselves(tmp_path):
 def test_a_difference_beside_the_control_shows_in_the_names_of_rivals(tmp_path):
     write_run(tmp_path, "Hopper-v5", 1, 10.0, gamma=0.9, bandit_window=3)
     write_run(tmp_path, "Hopper-v5", 1, 20.0, gamma=0.99, bandit="uniform", bandit_window=5)
-    assert [name for _, name in report.read_runs(tmp_path)] == ["lrrl (gamma 0.9)", "uniform (gamma 0.99)"]
+    assert [name for _, name in read_variants(tmp_path)] == ["lrrl (gamma 0.9)", "uniform (gamma 0.99)"]
 
 
 def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
@@ -141,16 +128,16 @@ def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):
 
 def test_the_interval_covers_the_point_and_repeats():
     values = np.random.default_rng(0).normal(100, 10, 12)
-    point, low, high = report.interquartile_mean(values)
+    point, low, high = statistics.interquartile_mean(values)
     assert values.min() < low < point < high < values.max()
-    assert report.interquartile_mean(values) == (point, low, high)
+    assert statistics.interquartile_mean(values) == (point, low, high)
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (7,), (5, 3)])
 def test_estimates_are_those_of_rliable_at_a_fraction_of_the_time(shape):
     scores = np.random.default_rng(0).normal(100, 10, shape)
     start = time.process_time()
-    ours = report.interquartile_mean(scores)
+    ours = statistics.interquartile_mean(scores)
     middle = time.process_time()
     np.random.seed(0)
     theirs = library.get_interval_estimates(
@@ -322,7 +309,7 @@ def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
     report.main([str(tmp_path)])
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert [text.get_text() for text in texts] == [f"{name}, 1 seeds", name]
-    assert report.plt.rcParams["text.parse_math"]  # as before
+    assert figures.plt.rcParams["text.parse_math"]  # as before
 
 
 OLD, NEW = {"ppo.py": "1" * 64, "bandits.py": "2" * 64}, {"ppo.py": "1" * 64, "bandits.py": "3" * 64}
@@ -374,7 +361,7 @@ def test_variants_of_several_scripts_show_the_script_and_only_options_that_diffe
         write_run(tmp_path, "Hopper-v5", 1, 30.0, exp_name="sac", gamma=0.9, tau=0.005, bandit_scope=scope)
     write_run(tmp_path, "Hopper-v5", 1, 40.0, exp_name="sac", gamma=0.9, tau=0.005, lr_control="constant")
     write_run(tmp_path, "Walker2d-v5", 1, 50.0, exp_name="ppo", num_steps=8)
-    assert list(report.read_runs(tmp_path)) == [
+    assert list(read_variants(tmp_path)) == [
         ("Hopper-v5", "constant 0.0003 (exp_name sac)"),
         ("Hopper-v5", "lrrl (exp_name ppo, bandit_interval 2048)"),
         ("Hopper-v5", "lrrl (exp_name ppo, bandit_interval 4096)"),
@@ -387,7 +374,7 @@ def test_variants_of_several_scripts_show_the_script_and_only_options_that_diffe
 def test_a_run_that_names_no_script_stands_beside_others(tmp_path):
     for seed, script in enumerate([{}, {"exp_name": None}, {"exp_name": "ppo"}]):
         write_run(tmp_path, "Hopper-v5", seed, 10.0, **script)
-    names = {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()}
+    names = {name: len(group) for (_, name), group in read_variants(tmp_path).items()}
     assert names == {"lrrl (exp_name ppo)": 1, "lrrl (exp_name unknown)": 2}
 
 
@@ -403,7 +390,7 @@ def test_files_and_folders_that_are_no_runs_are_passed_over(tmp_path, capsys):
 def test_lists_of_options_that_differ_in_late_digits_are_not_pooled(tmp_path):
     write_run(tmp_path, "Hopper-v5", 1, 10.0, learning_rates=[0.1, 1.0])
     write_run(tmp_path, "Hopper-v5", 1, 10.0, learning_rates=[0.100000001, 1.0])
-    names = [name for _, name in report.read_runs(tmp_path)]
+    names = [name for _, name in read_variants(tmp_path)]
     assert names == ["lrrl (learning_rates 0.1 1)", "lrrl (learning_rates 0.100000001 1)"]
 
 
@@ -423,7 +410,7 @@ def test_lists_of_options_that_differ_in_late_digits_are_not_pooled(tmp_path):
 def test_what_no_step_depends_on_makes_no_variant(key, values, tmp_path, capsys):
     for seed, value in enumerate((*values, ...)):
         write_run(tmp_path, "Hopper-v5", seed, 10.0, **({} if value is ... else {key: value}))
-    assert {name: len(group) for (_, name), group in report.read_runs(tmp_path).items()} == {"lrrl": 3}
+    assert {name: len(group) for (_, name), group in read_variants(tmp_path).items()} == {"lrrl": 3}
     assert capsys.readouterr().err == ""
 
 

@@ -1,0 +1,205 @@
+"""Figures of a report, each as PNG and PDF. Functions take {(task, variant): [run, …]} as `variants`."""
+
+import math
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from lrrl_utils.measures import shown_rate
+from lrrl_utils.scales import names_of, pair_tasks, tasks_of
+from lrrl_utils.statistics import interquartile_curve, performance_profile
+
+CURVE_POINTS = 60
+RATE_BINS = 50
+COLORS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("tab20b").colors, *plt.get_cmap("tab20c").colors]
+STYLE = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+
+
+def save(figure, folder, name):
+    """Write NAME.png and NAME.pdf; gives back the name."""
+    for kind in ("png", "pdf"):
+        figure.savefig(folder / f"{name}.{kind}", dpi=120)
+    plt.close(figure)
+    return name
+
+
+def make_panels(titles, columns=3, width=5.0, height=3.6, legend=()):
+    """A figure with a panel for each title, and room for a legend of these names below."""
+    columns = min(columns, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    size = (max(width * columns, 7), height * rows + 0.2 * math.ceil(len(legend) / columns) + 0.2)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, title in zip(axes.flat, titles):
+        axis.set_title(title)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat[len(titles) :]:
+        axis.remove()
+    return figure, axes.flat[: len(titles)], columns
+
+
+def color_of(name, names):
+    return COLORS[names.index(name) % len(COLORS)]  # the same in every panel and figure
+
+
+def draw_band(axis, x, estimate, **style):
+    """A line with its interval; gives back the line."""
+    point, low, high = estimate
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    return axis.plot(x, point, **style)[0]
+
+
+def mean_returns(run, edges):
+    """Mean return between `edges`, (points + 1,) timesteps: a return holds until the next episode ends."""
+    ends, returns = run.episodes["global_step"], run.episodes["episodic_return"]
+    until = np.append(ends, max(edges[-1], ends[-1]))
+    integral = np.append(0, np.cumsum(returns * np.diff(until)))
+    return np.diff(np.interp(edges, until, integral)) / np.diff(edges)
+
+
+def common_stretch(runs):
+    """The timesteps of which all runs know the return."""
+    return max(run.episodes["global_step"][0] for run in runs), min(run.summary["global_step"] for run in runs)
+
+
+@plt.rc_context(STYLE)  # a name is no formula
+def plot_learning_curves(variants, folder):
+    """Interquartile mean of the return over seeds, with its interval; a panel per task."""
+    names, lines = names_of(variants), {}
+    figure, axes, columns = make_panels(tasks_of(variants), legend=names)
+    for axis, task in zip(axes, tasks_of(variants)):
+        for name, group in ((name, group) for (of_task, name), group in variants.items() if of_task == task):
+            first, last = common_stretch(group)
+            if first < last:
+                edges = np.linspace(first, last, CURVE_POINTS + 1)
+                estimate = interquartile_curve([[mean_returns(run, edges)] for run in group])
+                line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, estimate, color=color_of(name, names))
+                lines[f"{name}, {len(group)} seeds"] = line
+        axis.set(xlabel="timesteps", ylabel="episodic return")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(lines.values(), lines, loc="outside lower left", ncols=columns, fontsize="small")
+    return save(figure, folder, "curves")
+
+
+@plt.rc_context(STYLE)
+def plot_overall_curves(variants, scales, folder):
+    """Interquartile mean of the normalised return over seeds and tasks, against the share of the timesteps."""
+    names, lines = names_of(variants), {}
+    figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=names)
+    for name, seeds in pair_tasks(variants).items():
+        stretches = [common_stretch(runs) for runs in zip(*seeds.values())]
+        start = max((first / last for first, last in stretches), default=1)
+        if start >= 1:
+            continue
+        edges = np.linspace(start, 1, CURVE_POINTS + 1)
+        curves = []
+        for runs in seeds.values():
+            returns = [mean_returns(run, edges * last) for run, (_, last) in zip(runs, stretches)]
+            zeros, ones = np.array([scales[task] for task in tasks_of(variants)]).T[..., None]
+            curves.append((returns - zeros) / (ones - zeros))
+        line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, interquartile_curve(curves), color=color_of(name, names))
+        lines[f"{name}, {len(seeds)} seeds"] = line
+    axis.set(xlabel="share of the timesteps", ylabel="normalised return")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small")
+    return save(figure, folder, "curves_all")
+
+
+@plt.rc_context(STYLE)
+def plot_profiles(returns, variants, folder):
+    """The share of runs whose normalised final return is above τ; `returns` are those of `normalized_returns`."""
+    figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=returns)
+    scores = {name: np.array(list(seeds.values())) for name, seeds in returns.items() if seeds}
+    together = np.concatenate([x.ravel() for x in scores.values()] or [np.zeros(1)])
+    thresholds = np.linspace(min(0, together.min()), max(1, together.max()), 101)
+    lines = {}
+    for name, of_variant in scores.items():
+        estimate = performance_profile(of_variant, thresholds)
+        lines[f"{name}, {len(of_variant)} seeds"] = draw_band(
+            axis, thresholds, estimate, color=color_of(name, names_of(variants))
+        )
+    axis.set(xlabel="normalised final return τ", ylabel="share of runs above τ", ylim=(-0.02, 1.02))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small")
+    return save(figure, folder, "profiles")
+
+
+@plt.rc_context(STYLE)
+def plot_improvements(improvements, variants, folder):
+    """Probabilities of improvement with their intervals, {baseline: {variant: (point, low, high)}}."""
+    titles = [f"better than {baseline}" for baseline in improvements]
+    height = 1.2 + 0.3 * max(map(len, improvements.values()))
+    figure, axes, _ = make_panels(titles, columns=2, width=7, height=height)
+    for axis, of_baseline in zip(axes, improvements.values()):
+        for i, (name, (point, low, high)) in enumerate(of_baseline.items()):
+            color = color_of(name, names_of(variants))
+            axis.plot([low, high], [i, i], color=color, linewidth=6, alpha=0.4, solid_capstyle="butt")
+            axis.plot(point, i, "|", color=color, markersize=12, markeredgewidth=2)
+        axis.axvline(0.5, color="grey", linestyle=":")
+        axis.set(xlim=(-0.02, 1.02), ylim=(len(of_baseline) - 0.5, -0.5), xlabel="probability of improvement")
+        axis.set_yticks(range(len(of_baseline)), list(of_baseline), fontsize="small")
+    return save(figure, folder, "improvement")
+
+
+def pulled_rates(group, controller):
+    """({learning rate}, [(ends of rounds, rates), …]) of a bandit's arms in the runs of a variant."""
+    rates, pulls = set(), []
+    for run in group:
+        is_ours = run.rounds.get("controller", np.full(len(run.rounds["global_step"]), "")) == controller
+        ends, pulled = (run.rounds[column][is_ours] for column in ("global_step", "learning_rate"))
+        pulls.append((ends, [shown_rate(x) for x in pulled]))
+        rates.update(pulls[-1][1])
+        if not controller:  # else the arms may lie elsewhere
+            rates.update(shown_rate(x) for x in run.config.get("learning_rates") or () if isinstance(x, (int, float)))
+    return sorted(rates), pulls
+
+
+def share_of_rates(rates, pulls, edges):
+    """The share of timesteps of all runs at each rate in each bin, (rates, bins); NaN where no round has been."""
+    time = np.zeros((len(rates), len(edges) - 1))
+    for ends, pulled in pulls:
+        starts = np.append(0, ends)[: len(ends)]  # a round's row stands at its end
+        for rate, since in zip(rates, time):
+            spent = np.append(0, np.cumsum((ends - starts) * (np.array(pulled) == rate)))
+            since += np.diff(np.interp(edges, np.append(0, ends), spent))
+    with np.errstate(invalid="ignore"):
+        return time / time.sum(axis=0)
+
+
+def find_bandits(variants):
+    """{(variant, controller): {task: runs}} of those that draw arms."""
+    found = {}
+    for (task, name), group in variants.items():
+        runs = [run for run in group if "arm" in run.rounds and np.any(run.rounds["arm"] >= 0)]
+        for controller in sorted({c for run in runs for c in run.rounds.get("controller", [""])}):
+            found.setdefault((name, controller), {})[task] = runs
+    return found
+
+
+@plt.rc_context(STYLE)
+def plot_rates(variants, folder):
+    """Where bandits spend their rounds: the share of timesteps at each rate over time, a panel per variant and task."""
+    bandits, tasks = find_bandits(variants), tasks_of(variants)
+    figure = plt.figure(figsize=(max(1 + 3.2 * len(tasks), 7), 1.9 * len(bandits)), layout="constrained")
+    rows = figure.subfigures(len(bandits), 1, squeeze=False)[:, 0]
+    for row, ((name, controller), of_task) in zip(rows, bandits.items()):
+        row.suptitle(f"{name}, {controller}".removesuffix(", "), x=0.01, ha="left", fontsize="medium")
+        for axis, task in zip(row.subplots(1, len(tasks), squeeze=False)[0], tasks):
+            if task not in of_task:
+                axis.remove()
+                continue
+            rates, pulls = pulled_rates(of_task[task], controller)
+            edges = np.linspace(0, max(run.summary["global_step"] for run in of_task[task]), RATE_BINS + 1)
+            lines = np.arange(len(rates) + 1) - 0.5
+            shares = share_of_rates(rates, pulls, edges)
+            image = axis.pcolormesh(edges, lines, shares, vmin=0, vmax=1, cmap="magma_r", rasterized=True)
+            shown = range(0, len(rates), math.ceil(len(rates) / 7))
+            axis.set_yticks(shown, [f"{rates[i]:.3g}" for i in shown], fontsize="small")
+            axis.set_title(task, fontsize="small")
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        row.colorbar(image, ax=row.axes, format=PercentFormatter(1), aspect=10, pad=0.01)
+    rows[-1].supxlabel("timesteps", fontsize="small")
+    return save(figure, folder, "rates")

@@ -1,0 +1,77 @@
+"""The page of a report: one HTML file that needs no other, its template is `report.html` beside this file."""
+
+import base64
+import json
+from pathlib import Path
+
+import jinja2
+
+from lrrl_utils.tables import Table, show
+from lrrl_utils.variants import find_missing
+
+FIGURES = {  # their titles, and what they show
+    "curves": ("Learning curves", "Interquartile mean of the episodic return over seeds, against timesteps."),
+    "curves_all": (
+        "Learning curves over all tasks",
+        "Interquartile mean of the return over seeds and tasks; 0 is the untrained policy, 1 the best constant rate.",
+    ),
+    "profiles": ("Performance profiles", "The share of runs whose normalised final return is above τ."),
+    "improvement": (
+        "Probability of improvement",
+        "How likely a run of a variant ends higher than one of the baseline on the same task, mean over tasks.",
+    ),
+    "rates": (
+        "Rates over time",
+        "Where bandits spend their rounds: the share of the timesteps of all seeds that each learning rate has.",
+    ),
+}
+SHOWN = ("folder", "env_id", "variant", "seed", "status", "final_return", "auc")  # first columns of a run
+NOT_SHOWN = {"command_line", "code"}  # told by the other options; warned of
+
+
+def as_text(x):
+    """An option or a number of a summary in a cell."""
+    if x is None:
+        return ""
+    if isinstance(x, float):
+        return f"{x:.6g}"
+    if isinstance(x, list):
+        return " ".join(map(as_text, x))
+    return json.dumps(x) if isinstance(x, dict) else str(x)
+
+
+def describe_runs(variants):
+    """(Table of all runs: options that differ come first, then summaries; {option: value that all runs have})."""
+    runs = [(name, run) for (_, name), group in variants.items() for run in group]
+    options = [{key: as_text(x) for key, x in run.config.items() if key not in NOT_SHOWN} for _, run in runs]
+    keys = dict.fromkeys(key for these in options for key in these)
+    common = {key: options[0].get(key) for key in keys if len({these.get(key) for these in options}) == 1}
+    differ = [key for key in keys if key not in common and key not in SHOWN]
+    measures = dict.fromkeys(key for _, run in runs for key in run.summary)
+    measures = [key for key in measures if key not in keys and key not in SHOWN]
+    table = Table([*SHOWN, *differ, *measures], names=3)
+    for (name, run), these in zip(runs, options):
+        first = [run.folder, run.config["env_id"], name, str(run.config["seed"]), run.summary["status"]]
+        first += [show(run.summary["final_return"]), show(run.summary["auc"])]
+        table.rows.append([*first, *(these.get(key, "") for key in differ)])
+        table.rows[-1] += [as_text(run.summary.get(key)) for key in measures]
+    return table, common
+
+
+def write_page(title, tables, figures, variants, warnings, left_out, folder):
+    """Write `report.html` into a folder that holds the named figures. Raises OSError if it cannot be written."""
+    shown = []
+    for name in figures:
+        heading, text = FIGURES[name]
+        data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+        shown.append({"title": heading, "text": text, "data": data})
+    runs, common = describe_runs(variants)
+    missing = Table(["task", "variant", "seeds"], names=2)
+    missing.rows = [[*names, " ".join(map(str, seeds))] for names, seeds in find_missing(variants).items()]
+    gaps = Table(["folder", "reason", "task", "seed", "status", "step"], names=3)
+    gaps.rows = [[x.folder, x.reason, x.task, x.seed, x.status, x.step] for x in left_out]
+    text = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
+    content = {"runs": runs, "common": common, "missing": missing, "left_out": gaps, "count": len(runs.rows)}
+    page = template.render(title=title, tables=tables, figures=shown, warnings=warnings, **content)
+    (folder / "report.html").write_text(page, encoding="utf-8")

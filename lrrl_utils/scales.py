@@ -1,0 +1,66 @@
+"""Returns on a scale that tasks share: the untrained policy has 0, the best constant rate has 1."""
+
+import numpy as np
+
+from lrrl_utils.terminal import reject
+
+
+def final_returns(group):
+    """{seed: final return} of the runs of a variant."""
+    return {run.config["seed"]: run.summary["final_return"] for run in group}
+
+
+def tasks_of(variants):
+    return sorted({task for task, _ in variants})
+
+
+def names_of(variants):
+    return list(dict.fromkeys(name for _, name in variants))
+
+
+def find_scale(task, groups):
+    """Mean return of the untrained policy on a task, and the highest mean final return of a constant rate.
+
+    The former is the mean over the episodes that end before the first update, of all runs.
+    """
+    constants = [group for group in groups if group[0].config["lr_control"] == "constant"]
+    if not constants:
+        reject(f"--normalize: there is no run of {task} with --lr-control constant")
+    best = max(np.mean(list(final_returns(group).values())) for group in constants)
+    untrained = []
+    for run in (run for group in groups for run in group):
+        starts, *rollout = (run.config.get(key) or 0 for key in ("learning_starts", "num_envs", "num_steps"))
+        before = run.episodes["global_step"] <= (starts or np.prod(rollout))
+        untrained += run.episodes["episodic_return"][before].tolist()
+    if not untrained or np.mean(untrained) >= best:
+        reject(f"--normalize: there is no constant rate of {task} that is better than the untrained policy")
+    return np.mean(untrained), best
+
+
+def find_scales(variants):
+    """{task: (return that is 0, return that is 1)}; `reject` a task without."""
+    return {
+        task: find_scale(task, [group for (of_task, _), group in variants.items() if of_task == task])
+        for task in tasks_of(variants)
+    }
+
+
+def pair_tasks(variants):
+    """{variant: {seed: [its run on each task]}}: variants with runs on all tasks, with the seeds of all of them."""
+    paired = {}
+    for variant in names_of(variants):
+        by_seed = [{run.config["seed"]: run for run in variants.get((t, variant), [])} for t in tasks_of(variants)]
+        if all(by_seed):
+            seeds = sorted(set.intersection(*map(set, by_seed)))
+            paired[variant] = {seed: [of_task[seed] for of_task in by_seed] for seed in seeds}
+    return paired
+
+
+def normalized_returns(variants, scales):
+    """Final returns on the scales, {variant: {seed: (tasks,)}}, of what `pair_tasks` finds."""
+    zeros, ones = np.array([scales[task] for task in tasks_of(variants)]).T
+    returns = {}
+    for variant, runs in pair_tasks(variants).items():
+        scores = {seed: np.array([run.summary["final_return"] for run in of_seed]) for seed, of_seed in runs.items()}
+        returns[variant] = {seed: (x - zeros) / (ones - zeros) for seed, x in scores.items()}
+    return returns

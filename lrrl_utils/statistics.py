@@ -1,0 +1,67 @@
+"""Estimates over seeds and tasks with 95 % bootstrap intervals, as in rliable (Agarwal et al., NeurIPS 2021).
+
+The percentile bootstrap is stratified: it draws seeds anew for each task. All repetitions are made at once.
+"""
+
+import numpy as np
+from scipy.stats import trim_mean, ttest_rel
+
+REPETITIONS = 10_000
+CURVE_REPETITIONS = 2_000  # of what has many points
+
+
+def interquartile_mean(scores):
+    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval."""
+    scores = np.array(scores, dtype=float).reshape(len(scores), -1)
+    seeds = np.random.RandomState(0).choice(len(scores), (REPETITIONS, *scores.shape))
+    samples = scores[seeds, np.arange(scores.shape[1])].reshape(REPETITIONS, -1)
+    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5])
+    return trim_mean(scores, 0.25, axis=None), low, high
+
+
+def interquartile_curve(curves):
+    """Interquartile means of `curves`, (seeds, tasks, points), and both ends of their intervals: three of (points,)."""
+    curves = np.array(curves, dtype=float)
+    seeds, tasks, points = curves.shape
+    drawn = np.random.RandomState(0).choice(seeds, (CURVE_REPETITIONS, seeds, tasks))
+    samples = curves[drawn, np.arange(tasks)].reshape(CURVE_REPETITIONS, -1, points)
+    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5], axis=0)
+    return trim_mean(curves.reshape(-1, points), 0.25, axis=0), low, high
+
+
+def draw_counts(rng, seeds):
+    """How often each of the seeds is drawn in each repetition, (repetitions, seeds)."""
+    return rng.multinomial(seeds, np.full(seeds, 1 / seeds), CURVE_REPETITIONS)
+
+
+def performance_profile(scores, thresholds):
+    """The share of runs with a score above each threshold, and both ends of its interval: three of (thresholds,).
+
+    `scores` is (seeds, tasks).
+    """
+    above = np.asarray(scores, dtype=float)[..., None] > thresholds  # (seeds, tasks, thresholds)
+    rng = np.random.default_rng(0)
+    shares = [draw_counts(rng, len(above)) @ of_task / len(above) for of_task in above.swapaxes(0, 1)]
+    low, high = np.percentile(np.mean(shares, axis=0), [2.5, 97.5], axis=0)
+    return above.mean(axis=(0, 1)), low, high
+
+
+def probability_of_improvement(ours, theirs):
+    """The probability that a run of ours scores higher than one of theirs, mean over tasks, and its interval's ends.
+
+    Both are lists of the scores on each task, (seeds,). A draw counts for half.
+    """
+    rng = np.random.default_rng(0)
+    points, samples = [], []
+    for x, y in zip(ours, theirs):
+        wins = (np.subtract.outer(x, y) > 0) + 0.5 * (np.subtract.outer(x, y) == 0)
+        points.append(wins.mean())
+        samples.append(((draw_counts(rng, len(x)) @ wins) * draw_counts(rng, len(y))).sum(axis=1) / wins.size)
+    low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
+    return np.mean(points), low, high
+
+
+def paired_mean(ours, theirs):
+    """Mean of the differences of pairs, and the two ends of its 95 % interval of Student's t."""
+    low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
+    return np.mean(np.subtract(ours, theirs)), low, high

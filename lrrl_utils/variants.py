@@ -1,0 +1,106 @@
+"""Runs put together: which of them are seeds of one variant, what it is called, and which runs are missing."""
+
+from lrrl_utils.runs import NO_OPTIONS, clean
+from lrrl_utils.terminal import reject
+
+CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them
+    *("lr_control", "learning_rate", "learning_rates", "lr_decay_rate", "target_kl", "population"),
+    *("cyclic_base_lr", "cyclic_max_lr", "cyclic_half_period"),
+    *("bandit", "bandit_scope", "bandit_step_size", "bandit_decay", "bandit_window", "bandit_interval"),
+    *("bandit_feedback", "lr_range", "rollback"),
+}
+
+
+def differing(runs):
+    """The options in which `runs` differ."""
+    options = [{key: x for key, x in run.config.items() if key not in NO_OPTIONS} for run in runs]
+    keys = dict.fromkeys(key for these in options for key in these)
+    return [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
+
+
+def derive_names(runs):
+    """{(task, variant): [run, …]} of runs whose variant has no name of its own.
+
+    It is named after what sets the learning rate, the script where a task has runs of several, and the options in which
+    its runs differ from others of the same script.
+    """
+    groups, scripts, variants = {}, {}, {}
+    for run in runs:
+        task, script, control = (run.config[key] for key in ("env_id", "exp_name", "lr_control"))
+        fixed = control if control == "cyclic" else f"{control} {run.config['learning_rate']:g}"
+        name = run.config["bandit"] if control == "bandit" else fixed
+        groups.setdefault((task, name, script), []).append(run)
+        scripts.setdefault(task, {}).setdefault(script, []).append(run)
+    for (task, name, script), group in sorted(groups.items(), key=lambda item: item[0]):
+        rivals = [key for key in differing(scripts[task][script]) if key not in CONTROL_OPTIONS]
+        keys = dict.fromkeys((["exp_name"] if len(scripts[task]) > 1 else []) + differing(group) + rivals)
+        for run in group:
+            values = {key: run.config.get(key) for key in keys}
+            if "lr_range" in values:  # the arms follow from it
+                values.pop("lr_range" if values["lr_range"] is None else "learning_rates", None)
+            lists = {key: x for key, x in values.items() if isinstance(x, list)}
+            values |= {key: " ".join(str(item).removesuffix(".0") for item in x) for key, x in lists.items()}
+            settings = ", ".join(f"{key} {x}" for key, x in values.items())
+            variants.setdefault((task, clean(f"{name} ({settings})" if settings else name)), []).append(run)
+    return variants
+
+
+def group_runs(runs, study):
+    """{(task, variant): [run, …]}, in the order of the seeds; `reject` a variant that is not one.
+
+    A variant has the name of the folder that its runs lie in, or a derived one if they lie in that of the study.
+    """
+    named, unnamed = {}, []
+    for run in runs:
+        *_, variant, _ = ("", *run.folder.split("/"))
+        if variant:
+            named.setdefault((run.config["env_id"], clean(variant)), []).append(run)
+        else:
+            unnamed.append(run)
+    variants = derive_names(unnamed)
+    for names, group in named.items():
+        variants[names] = variants.get(names, []) + group
+        if different := differing(variants[names]):
+            task, variant = names
+            reject(f"{study}: holds runs of {task}, {variant} that differ in {', '.join(different)}")
+    if named:  # else the order is that of the names without their options
+        variants = dict(sorted(variants.items()))
+    for (task, name), group in variants.items():
+        group.sort(key=lambda run: run.config["seed"])
+        seeds = [run.config["seed"] for run in group]
+        if len(set(seeds)) < len(seeds):
+            reject(f"{study}: holds a seed more than once for {task}, {name}: {seeds}")
+    return variants
+
+
+def find_mixed_code(variants):
+    """A line for each variant whose runs differ in the hashes of their code or, if a run lacks these, in the commit."""
+    lines = []
+    for (task, variant), group in variants.items():
+        codes = [run.config.get("code") for run in group]
+        if not all(codes):
+            codes = [{"git_commit": run.config.get("git_commit")} for run in group]
+        files = dict.fromkeys(file for code in codes for file in code)
+        different = [file for file in files if len({code.get(file) for code in codes}) > 1]
+        if different:
+            lines.append(clean(f"{task}, {variant}: pools runs of different code ({', '.join(different)})"))
+    return lines
+
+
+def find_missing(variants):
+    """{(task, variant): seeds} of the runs that are not there though other variants have that task and seed."""
+    seeds = {}
+    for (task, _), group in variants.items():
+        seeds.setdefault(task, set()).update(run.config["seed"] for run in group)
+    missing = {}
+    for variant in dict.fromkeys(name for _, name in variants):
+        for task, expected in seeds.items():
+            absent = expected - {run.config["seed"] for run in variants.get((task, variant), [])}
+            if absent:
+                missing[task, variant] = sorted(absent)
+    return missing
+
+
+def count_timesteps(run):
+    """Timesteps that a run has cost: a population's members count each."""
+    return (run.config.get("total_timesteps") or run.summary["global_step"]) * (run.config.get("population") or 1)
