@@ -65,7 +65,7 @@ class Args:
     checkpoint_interval: Whole | None = None  # timesteps between checkpoints (default: a tenth of a run)
 
     # POPULATION
-    tuner: Literal["pb2", "pbt"] | None = None  # adds this variant: runs whose constant rates Ray Tune changes
+    tuner: Literal["pb2", "pbt"] | None = None  # pb2 or pbt: adds this variant, runs whose rates Ray Tune changes
     population: Count = 4  # runs of a population, each as long as any other run
     tuner_range: tuple[Rate, Rate] = (3e-5, 3e-3)  # the ends of the range of its rates
     tuner_rounds: Count = 10  # stretches of a run, after each of which the tuner compares and changes

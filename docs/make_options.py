@@ -18,7 +18,7 @@ from lrrl_utils.rivals import BanditName, bandits_with
 from lrrl_utils.terminal import option_name
 
 SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl")
-SCRIPTS += ("nonconvex_lrrl", "landscape", "report", "play")
+SCRIPTS += ("nonconvex_lrrl", "benchmark", "landscape", "report", "play")
 DECIDED = {"record": "on without a screen", "compile": "on in a long run"}  # defaults that depend on something
 INTRODUCTION = """\
 # Options
@@ -89,7 +89,8 @@ def table(args_class):
                 default = DECIDED[name]
             yield f"| `{option_name(name)}` | {default} | {text} |"
         else:
-            yield f"| `{name.upper()}` |  | {text} |"
+            is_positional = "Positional" in repr(get_type_hints(args_class, include_extras=True)[name])
+            yield f"| `{name.upper() if is_positional else option_name(name)}` |  | {text} |"
 
 
 def page():

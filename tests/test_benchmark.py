@@ -8,9 +8,12 @@ import time
 
 import psutil
 import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import benchmark
 import ppo_continuous_lrrl as ppo
+from lrrl_utils.command_line import parse_args
 from lrrl_utils.files import lock, read_json, write_json
 from lrrl_utils.scripts import status_of
 from tests.conftest import ROOT, rows, wait_for
@@ -238,3 +241,12 @@ def test_a_folder_has_one_benchmark_at_a_time(study, refused, tmp_path):
     descriptor = lock(tmp_path / "study")
     assert "a process is still working there" in refused(benchmark.main, study)
     os.close(descriptor)
+
+
+def test_the_sweep_for_wandb_has_options_that_its_script_understands():
+    sweep = yaml.safe_load((ROOT / "docs/sweep.yaml").read_text())
+    chosen = {name: {"value": x.get("value") or x["values"][-1]} for name, x in sweep["parameters"].items()}
+    words = create_sweep_command_args({"args": chosen})["args"]  # as its agent does
+    assert (sweep["program"], sweep["command"][-2:]) == ("ppo_continuous_lrrl.py", ["--track", "${args}"])
+    args = parse_args(ppo.Args, ["--track", *words])
+    assert (args.env_id, args.bandit, args.seed, args.total_timesteps) == ("Hopper-v5", "uniform", 5, 300_000)

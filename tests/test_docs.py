@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import bandits
+import benchmark
 from lrrl_utils import checkpoints, roofline, run, speed
 from lrrl_utils.command_line import parse_args
 
@@ -186,14 +187,11 @@ def run_measure():
     exec(compile(small, MEASURE, "exec"), {"__name__": "__main__"})
 
 
-def run_published_grid(path, monkeypatch):
-    """A script that makes published runs: it asks for runs that their programs understand."""
-    commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
-    runpy.run_path(str(ROOT / path), run_name="__main__")
-    assert commands
-    for _python, script, *words in commands:
-        parse_args(importlib.import_module(script.removesuffix(".py")).Args, words)
+def run_benchmark(words):
+    """The grid, tried out; then one tiny run of each variant, in this process."""
+    jobs = benchmark.make_jobs(parse_args(benchmark.Args, words))
+    for job in {job.variant: job for job in reversed(jobs)}.values():
+        run_script(job.script.removesuffix(".py"), [*job.options, "--run-dir", job.folder])
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +261,8 @@ def make_call(words, done, monkeypatch):
     name = path.removesuffix(".py")
     if path == MEASURE:
         run_measure()
-    elif path.startswith(("docs/", "results/")):
-        run_published_grid(path, monkeypatch)
+    elif name == "benchmark":
+        run_benchmark(words)
     elif name == "play":
         play(words, monkeypatch)
     elif name == "report":
