@@ -78,10 +78,15 @@ class UCB(Bandit):
         raise NotImplementedError
 
     @property
+    def means(self):
+        """Mean feedback of each arm, (K,); of new arms, anything."""
+        return self.totals / np.where(self.pulls > 0, self.pulls, 1.0)
+
+    @property
     def probabilities(self):
         new = self.pulls <= 0
         pulls = np.where(new, 1.0, self.pulls)
-        means = (self.totals / pulls - self.worst) / (self.best - self.worst or 1.0) if self.rounds else 0.0
+        means = (self.means - self.worst) / (self.best - self.worst or 1.0) if self.rounds else 0.0
         indices = np.where(new, np.inf, means + self.bonus(pulls))
         return np.eye(len(self.arms))[indices.argmax()]
 
@@ -125,28 +130,30 @@ class DUCB(UCB):
 
 
 class WUCB(UCB):
-    """UCB over the last `memory` rounds: N_k pulls of arm k among them, bonus sqrt(log(min(t, memory)) / N_k).
+    """UCB with the mean of the last `memory` feedbacks of each arm; N_k counts all its pulls: bonus sqrt(log t / N_k).
 
-    The sliding window of Garivier and Moulines (ALT 2011), as ULTHO uses it for hyper-parameters (Yuan, Li, Jin and
-    Zeng, arXiv 2503.06101), with its c = 1. Other arguments and errors as for `Bandit`.
+    ULTHO for one hyper-parameter (Yuan, Li, Jin and Zeng, arXiv 2503.06101), with the window and the coefficient, 1, of
+    its public scripts for PPO. There, feedback is the mean return and has a unit; here it is scaled as for all bandits
+    of this kind. Other arguments and errors as for `Bandit`.
     """
 
-    def __init__(self, arms, memory=50, window=5, seed=0):
+    def __init__(self, arms, memory=10, window=5, seed=0):
         super().__init__(arms, 1.0, window, seed)
         if memory < 1:
             raise ValueError(f"memory must be 1 or more, not {memory}")
         self.memory = memory
-        self.history = []  # [arm, feedback] of the rounds in memory
+        self.recent = [[] for _ in self.arms]  # feedbacks
 
     def bonus(self, pulls):
-        return np.sqrt(math.log(max(min(self.rounds, self.memory), 1)) / pulls)
+        return np.sqrt(math.log(max(self.rounds, 1)) / pulls)
+
+    @property
+    def means(self):
+        return np.array([sum(feedbacks) / max(len(feedbacks), 1) for feedbacks in self.recent])
 
     def learn(self, feedback):
         super().learn(feedback)
-        self.history = [*self.history, [self.arm, feedback]][-self.memory :]
-        arms, feedbacks = zip(*self.history)
-        self.pulls = np.bincount(arms, minlength=len(self.arms)).astype(float)
-        self.totals = np.bincount(arms, feedbacks, minlength=len(self.arms))
+        self.recent[self.arm] = [*self.recent[self.arm], feedback][-self.memory :]
 
 
 RIVALS = {"exp3": Exp3, "moss": MOSS, "ducb": DUCB, "wucb": WUCB}
