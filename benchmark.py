@@ -41,7 +41,7 @@ from lrrl_utils.scripts import (
 )
 from lrrl_utils.terminal import reject, say
 
-SET_HERE = {"env_id", "seed", "run_dir", "resume"}
+SET_HERE = {"env_id", "seed", "run_dir", "resume", "checkpoint_interval"}
 SECONDS = 30  # between lines of progress where there is no terminal
 
 
@@ -135,12 +135,10 @@ def read_variants(args):
         if not equals or not name.strip() or name.startswith("-"):
             reject(f"--variant {text}: must be NAME=OPTIONS, like fixed=--lr-control constant")
         if name != name.strip() or name.startswith(".") or "/" in name or not name.isprintable():
-            reject(
-                f"--variant {text}: its name is that of a folder, too: no slash, no space at its ends, no leading dot"
-            )
+            reject(f"--variant {text}: its name is that of a folder: no slash, no space at its ends, no leading dot")
         if name in variants or name == args.tuner:
             reject(f"--variant {text}: there are two variants {name}")
-        variants[name] = split_options("--variant", text.partition("=")[2], SET_HERE)
+        variants[name] = split_options(f"--variant {name}:", options, SET_HERE)
     return variants or ({} if args.tuner else {"": []})
 
 
@@ -168,16 +166,14 @@ def make_jobs(args):
     seeds = range(args.start_seed, args.start_seed + args.num_seeds)
     for seed, (name, env_id) in itertools.product(seeds, cells):
         theirs, _ = found[name, args.env_ids[0]]
-        interval = (
-            max(theirs["total_timesteps"] // 10, 1) if args.checkpoint_interval is None else args.checkpoint_interval
-        )
+        a_tenth = max(theirs["total_timesteps"] // 10, 1)
         job = Job(
             variant=name,
             env_id=env_id,
             seed=seed,
             script=script,
             options=(*words[name, env_id], "--seed", str(seed)),
-            checkpoint_interval=interval,
+            checkpoint_interval=a_tenth if args.checkpoint_interval is None else args.checkpoint_interval,
             folder=str(Path(args.run_dir, name)),
             prefix=f"{env_id}__{theirs['exp_name']}__{seed}".replace("/", "-"),
             timesteps=theirs["total_timesteps"] * (args.population if name == args.tuner else 1),
@@ -231,8 +227,7 @@ def start_ray(args):
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if not args.ray_address:
-        cores = args.workers or len(os.sched_getaffinity(0))
-        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
+        ray.init(num_cpus=args.workers or None, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
     else:
         try:
             ray.init(args.ray_address, **quiet)

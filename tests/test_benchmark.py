@@ -202,7 +202,7 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
         (["--variant", "--lr-control constant"], "--variant"),
         (["--variant", "constant"], "must be NAME=OPTIONS"),
         (["--variant", "=--lr-control constant"], "must be NAME=OPTIONS"),
-        (["--variant", "../up="], "is that of a folder, too"),
+        (["--variant", "../up="], "is that of a folder"),
         (["--variant", "a=", "--variant", "a=--gamma 0.9"], "there are two variants a"),
         (["--variant", "pb2=", "--tuner", "pb2"], "there are two variants pb2"),
         (["--variant", "a=--run-dir x"], "--run-dir is set here"),
