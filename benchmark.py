@@ -17,6 +17,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,8 +231,11 @@ def start_ray(args):
         ray.init(num_cpus=args.workers or None, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
     else:
         try:
+            if ":" in args.ray_address:  # Ray would try for minutes
+                host, _, port = args.ray_address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(args.ray_address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             reject(f"--ray-address {args.ray_address}: {str(error).splitlines()[0]}")
     gpus = ray.cluster_resources().get("GPU", 0)
     if args.gpus_per_run > gpus:

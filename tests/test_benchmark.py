@@ -222,17 +222,17 @@ def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, s
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1"),
-        (["--gpus-per-run", "64"], "--gpus-per-run 64: there are 0 GPUs"),
-    ],
-)
-def test_what_ray_does_not_have_is_refused_before_the_first_run(words, said, driver, tmp_path):
-    process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, *words)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nonsense:x"])
+def test_a_cluster_that_is_not_there_is_named(address, driver):
+    process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, "--ray-address", address)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == 2 and errors.count("\n") == 1 and said in errors
+    assert process.returncode == 2 and errors.count("\n") == 1 and f"--ray-address {address}: " in errors
+
+
+def test_gpus_that_ray_does_not_find_are_refused_before_the_first_run(driver, tmp_path):
+    process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, "--gpus-per-run", "64")
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 2 and errors.count("\n") == 1 and "--gpus-per-run 64: there are 0 GPUs" in errors
     assert not list(tmp_path.glob("study/*"))
 
 
