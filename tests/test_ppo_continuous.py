@@ -242,7 +242,7 @@ def test_evaluation_leaves_the_agent_and_its_statistics_alone(train, monkeypatch
 # --- the run folder ---------------------------------------------------------------------------------------------------
 
 
-def test_the_run_folder_holds_everything_that_the_readme_lists(train):
+def test_the_run_folder_holds_everything_that_the_readme_lists(train, figures):
     options = "--env-id Pendulum-v1 --total-timesteps 4096 --num-steps 512 --eval-episodes 2 --save-model --seed 5"
     run = train(ppo.main, f"{options} --bandit-interval 2048 --no-rollback")
     assert run.path.name.startswith("Pendulum-v1__ppo_continuous_lrrl__5__")
@@ -277,7 +277,8 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
     options = "--env-id Hopper-v5 --total-timesteps 4096 --num-steps 512 --bandit-interval 512"
-    processes = [start(f"{SCRIPT} {options} --seed {seed}") for seed in (3, 3, 4)]
+    # one as a user starts it, and two forked: also what every process makes anew, as its seed of hashes, is no matter
+    processes = [start(f"{SCRIPT} {options} --seed {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
     for process in processes:
         assert process.wait() == 0, process.communicate()
     runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
@@ -313,7 +314,9 @@ def wandb_records(path):
 
 
 def test_tracking_offline_stores_the_scalars_and_the_config(start, tmp_path):
-    process = start(f"{SCRIPT} --env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track", WANDB_MODE="offline")
+    process = start(
+        f"{SCRIPT} --env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track", fresh=True, WANDB_MODE="offline"
+    )
     assert process.wait() == 0, process.communicate()
     run = only_folder(tmp_path / "runs")
     (log,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
@@ -332,7 +335,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_plain_lines(start):
     terminal, terminal_end = os.openpty()
     fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 640 --lr-control constant"
-    processes = [start(f"{SCRIPT} {options}", stderr=terminal_end), start(f"{SCRIPT} {options}")]
+    processes = [start(f"{SCRIPT} {options}", fresh=True, stderr=terminal_end), start(f"{SCRIPT} {options}")]
     assert [process.wait() for process in processes] == [0, 0]
     bar = os.read(terminal, 100_000).decode()
     assert "100%|" in bar and "640/640" in bar and "learning rate 0.0003" in bar and "SPS" in bar and "<" in bar
@@ -342,7 +345,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_plain_lines(start):
 
 
 def test_videos_are_recorded_off_screen(start, tmp_path):
-    process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video")
+    process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video", fresh=True)
     assert process.wait() == 0, process.communicate()
     videos = sorted((only_folder(tmp_path / "runs").path / "videos").glob("*.mp4"))
     assert videos and all(video.stat().st_size > 1000 for video in videos)
@@ -402,7 +405,7 @@ def test_a_rate_that_diverges_ends_the_run_with_code_3_and_is_named(train, capsy
     assert end.value.code == 3
     assert "1e+30" in capsys.readouterr().err
     run = only_folder(tmp_path / "runs1")
-    assert run.summary["status"] == "diverged" and (run.path / "curves.png").exists()
+    assert run.summary["status"] == "diverged"
 
 
 def test_an_environment_that_raises_leaves_whole_files_and_its_error(train, tmp_path):

@@ -210,8 +210,8 @@ def test_two_games_go_on_when_the_run_gets_more_timesteps(start, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        *("--optimizer adamrel", "--optimizer rmsprop", "--optimizer sgd", "--lr-control cosine"),
-        *("--lr-control cyclic", "--lr-control kl", "--bandit lrrl", "--bandit exp3", "--bandit wucb"),
+        *("--optimizer adamrel --lr-control cosine", "--optimizer rmsprop --lr-control cyclic"),
+        *("--optimizer sgd --lr-control kl", "--bandit lrrl", "--bandit exp3", "--bandit wucb"),
     ],
 )
 def test_other_optimizers_schedules_and_bandits_go_on_to_the_bit(options, stop, train):
