@@ -50,7 +50,7 @@ def script(request, monkeypatch):
 
 
 def cases(shared, for_ppo, scripts=("dqn", "iqn", "ppo", "sac")):
-    """`shared` for each of `scripts`, whose loops are their own; `for_ppo`, what code of all scripts decides, for one."""
+    """`shared` for each of `scripts`, whose loops are their own; `for_ppo`, which shared code decides, for PPO."""
     return [(script, shared) for script in scripts] + [("ppo", value) for value in for_ppo]
 
 

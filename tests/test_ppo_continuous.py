@@ -314,9 +314,8 @@ def wandb_records(path):
 
 
 def test_tracking_offline_stores_the_scalars_and_the_config(start, tmp_path):
-    process = start(
-        f"{SCRIPT} --env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track", fresh=True, WANDB_MODE="offline"
-    )
+    options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track"
+    process = start(f"{SCRIPT} {options}", fresh=True, WANDB_MODE="offline")
     assert process.wait() == 0, process.communicate()
     run = only_folder(tmp_path / "runs")
     (log,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
