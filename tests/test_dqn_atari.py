@@ -404,7 +404,7 @@ def test_compiled_and_bfloat16_updates_stay_close_to_plain_ones(options, script,
     play(monkeypatch, TinyGame())
     compiled = []
     real_compile = torch.compile
-    count = CompileCounterWithBackend("inductor")
+    count = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(1) or real_compile(f, backend=count))
     small = f"{small} --total-timesteps 400 --bandit uniform --save-model --gamma 0.5"
     plain, other = train(module.main, small), train(module.main, f"{small} {options}")

@@ -179,16 +179,12 @@ def test_help_through_head_shows_no_traceback():
 
 def test_a_script_can_be_profiled(tmp_path):
     """`python -m cProfile SCRIPT` hides the script's source, where headings and help come from."""
-    command = [
-        sys.executable,
-        "-m",
-        "cProfile",
-        "-o",
-        str(tmp_path / "profile"),
-        "nonconvex_lrrl.py",
-        "--exp-name",
-        "x",
-        "--seed",
-    ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import dataclass\n\nfrom lrrl_utils.parser import parse_words\n\n\n@dataclass\nclass Args:\n"
+        "    seed: int = 1  # a seed\n\n\nparse_words(Args, ['--seed'])\n"
+    )
+    command = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "argument '--seed'" in result.stderr and "Traceback" not in result.stderr

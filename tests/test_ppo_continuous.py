@@ -276,7 +276,7 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train, figures):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
-    options = "--env-id Hopper-v5 --total-timesteps 4096 --num-steps 512 --bandit-interval 512"
+    options = "--env-id Hopper-v5 --total-timesteps 2048 --num-steps 512 --bandit-interval 512"
     # one as a user starts it, and two forked: also what every process makes anew, as its seed of hashes, is no matter
     processes = [start(f"{SCRIPT} {options} --seed {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
     for process in processes:
@@ -447,25 +447,15 @@ def test_a_changing_rate_compiles_nothing_anew(train, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    counter, compile = CompileCounterWithBackend("inductor"), torch.compile
+    counter, compile = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, backend=counter))
     run = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1280 --bandit uniform --compile")
     assert len(set(run.rounds["learning_rate"])) > 2
     assert counter.frame_count == 1
 
 
-def test_it_learns_the_inverted_pendulum(start, tmp_path):
-    """The last 10 episodes of 60,000 steps return more than 900 on average, in two of three seeds."""
-    command = f"{SCRIPT} --env-id InvertedPendulum-v5 --total-timesteps 60000"
-    processes = [start(f"{command} --seed {seed}") for seed in (1, 2)]
-    assert [process.wait() for process in processes] == [0, 0]
-
-    def returns_of_runs():
-        runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
-        return [run.episodes["episodic_return"][-10:].mean() for run in runs]
-
-    returns = returns_of_runs()
-    if min(returns) <= 900:
-        assert start(f"{command} --seed 3").wait() == 0
-        returns = returns_of_runs()
-    assert sum(value > 900 for value in returns) >= 2, returns
+def test_it_learns_to_push_a_point_home(train):
+    """The last 10 of 120 episodes return more than -12 on average; random play returns about -75."""
+    options = "--num-steps 200 --num-minibatches 4 --total-timesteps 2400 --lr-control constant --learning-rate 3e-3"
+    run = train(ppo.main, f"--env-id tests.toy_envs:Point-v0 {options}")
+    assert run.episodes["episodic_return"][-10:].mean() > -12

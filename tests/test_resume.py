@@ -196,14 +196,14 @@ def test_a_finished_run_that_has_kept_its_replay_goes_on_to_the_bit(train):
 
 def test_two_games_go_on_when_the_run_gets_more_timesteps(start, tmp_path):
     command = f"dqn_atari_lrrl.py {ATARI.replace('--buffer-size 400', '')} --num-envs 2 --save-model"
-    process = start(f"{command} --total-timesteps 600")
+    process = start(f"{command} --total-timesteps 300")
     wait_for(lambda: last_save(tmp_path / "runs"), process)
     process.kill()
     process.wait()
     folder = only_folder(tmp_path / "runs").path
-    assert start(f"dqn_atari_lrrl.py --resume {folder} --total-timesteps 900").wait() == 0
+    assert start(f"dqn_atari_lrrl.py --resume {folder} --total-timesteps 450").wait() == 0
     shutil.move(folder, tmp_path / "resumed")
-    assert start(f"{command} --total-timesteps 900").wait() == 0
+    assert start(f"{command} --total-timesteps 450").wait() == 0
     assert_equal_to_the_bit(tmp_path / "resumed", only_folder(tmp_path / "runs").path)
 
 
