@@ -23,7 +23,7 @@ from lrrl_utils.environments import evaluate
 from lrrl_utils.numpy_policy import numpy_policy
 from lrrl_utils.optimizers import without_hooks
 from tests import toy_envs
-from tests.conftest import RunFolder, only_folder
+from tests.conftest import RunFolder, only_folder, rows, wait_for
 
 SCRIPT = "ppo_continuous_lrrl.py"
 SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 2 --bandit-interval 64"
@@ -353,13 +353,9 @@ def test_videos_are_recorded_off_screen(start, tmp_path):
 # --- trouble ----------------------------------------------------------------------------------------------------------
 
 
-def wait_for_rounds(tmp_path, count):
-    for _ in range(600):
-        time.sleep(0.1)
-        for path in (tmp_path / "runs").glob("*/rounds.csv"):
-            if len(path.read_text().splitlines()) > count:
-                return path.parent
-    raise TimeoutError
+def wait_for_rounds(tmp_path, count, process):
+    wait_for(lambda: any(len(rows(path)) >= count for path in tmp_path.glob("runs/*/rounds.csv")), process)
+    return only_folder(tmp_path / "runs").path
 
 
 def assert_whole(path, columns):
@@ -369,8 +365,8 @@ def assert_whole(path, columns):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_everything_and_says_so(signum, code, start, tmp_path):
-    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512")
-    wait_for_rounds(tmp_path, 4)
+    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512 --no-compile")
+    wait_for_rounds(tmp_path, 4, process)
     process.send_signal(signum)
     time.sleep(0.3)
     process.send_signal(signum)  # an impatient second one tears nothing
@@ -383,8 +379,8 @@ def test_an_interrupted_run_keeps_everything_and_says_so(signum, code, start, tm
 
 
 def test_a_killed_run_leaves_what_had_happened(start, tmp_path):
-    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512")
-    path = wait_for_rounds(tmp_path, 6)
+    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512 --no-compile")
+    path = wait_for_rounds(tmp_path, 6, process)
     process.kill()
     process.wait()
     assert_whole(path / "rounds.csv", 11)
