@@ -327,7 +327,8 @@ def test_compiled_updates_stay_close_to_plain_ones_and_every_rate_runs_the_same_
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
-    options = "--env-id Hopper-v5 --total-timesteps 400 --learning-starts 200 --bandit-interval 50 --num-envs 2"
+    options = "--env-id Hopper-v5 --batch-size 64 --total-timesteps 400 --learning-starts 200"
+    options += " --bandit-interval 50 --num-envs 2"
     command = f"{SCRIPT} {options} --save-model --seed"
     processes = [start(f"{command} {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
     for process in processes:
