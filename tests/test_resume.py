@@ -21,7 +21,7 @@ ATARI += " --target-network-frequency 100 --bandit-interval 100 --checkpoint-int
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
 SCRIPTS = {  # timesteps that are enough for a kill, options
     "ppo_continuous_lrrl.py": (
-        6000,
+        4000,
         "--env-id Hopper-v5 --num-steps 128 --num-minibatches 4 --update-epochs 2 --checkpoint-interval 600"
         " --learning-rates 1e-4 1e-3 1e30",
     ),
@@ -30,8 +30,8 @@ SCRIPTS = {  # timesteps that are enough for a kill, options
         "--env-id Hopper-v5 --batch-size 32 --learning-starts 60 --buffer-size 400 --bandit-interval 100"
         " --bandit-scope separate --checkpoint-interval 90",
     ),
-    "dqn_atari_lrrl.py": (300, ATARI),
-    "iqn_atari_lrrl.py": (250, f"{ATARI} {FEW}"),
+    "dqn_atari_lrrl.py": (200, ATARI),
+    "iqn_atari_lrrl.py": (200, f"{ATARI} {FEW}"),
 }
 
 
