@@ -13,13 +13,13 @@ run: install
 	.venv/bin/python ppo_continuous_lrrl.py --total-timesteps 300000 $(ARGS)
 
 test: install
-	.venv/bin/python -m pytest -n auto $(ARGS)
+	.venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 soak: install
-	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto -k killed tests/test_resume.py $(ARGS)
+	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto --dist worksteal -k killed tests/test_resume.py $(ARGS)
 
 attack: install
-	ATTACKS=$${ATTACKS:-300} .venv/bin/python -m pytest -n auto tests/test_run.py tests/test_files.py tests/test_checkpoints.py \
+	ATTACKS=$${ATTACKS:-300} .venv/bin/python -m pytest -n auto --dist worksteal tests/test_run.py tests/test_files.py tests/test_checkpoints.py \
 		tests/test_journal.py $(ARGS)
 
 lint: install

@@ -3,11 +3,9 @@
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -18,8 +16,8 @@ import ppo_continuous_lrrl as ppo
 from lrrl_utils.checkpoints import Checkpoints
 from lrrl_utils.measures import read_csv
 from lrrl_utils.run import Stopped
+from tests.processes import ROOT, ForkedScript
 
-ROOT = Path(__file__).parent.parent
 # A run of PPO in which a round, an update and an observation take 64 timesteps, with a checkpoint after every other one
 PENDULUM = "--env-id Pendulum-v1 --num-steps 64 --num-minibatches 4 --update-epochs 1 --bandit-interval 64"
 PENDULUM += " --checkpoint-interval 128 --no-cuda --seed 7"
@@ -109,6 +107,18 @@ def denormals():
 
 
 @pytest.fixture
+def figures():
+    """For tests that look at the figures of runs in this process: the others draw none."""
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """A figure takes longer than a tiny run. It has tests of its own, and processes draw theirs."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr("lrrl_utils.run.plot_curves", lambda folder: None)
+
+
+@pytest.fixture
 def train(tmp_path, monkeypatch):
     """train(main, "--option value …") runs a script's main() in this process; returns its run folder."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -166,25 +176,23 @@ def refused(capsys):
 def start(tmp_path):
     """start("script.py --option value …") starts a real process, its run folders below tmp_path / "runs".
 
-    `limit`, in bytes, is that of the size of a file: more fails as it does on a full disk, until the limit is lifted.
-    `closed` are the file descriptors that the process does not get.
+    It is forked from one that has its imports behind it; with `fresh`, it starts as a user would start it, and takes
+    seconds to do so. `limit`, in bytes, is that of the size of a file: more fails as it does on a full disk, until the
+    limit is lifted. Both standard outputs go to the file at `stdout`, if one is given. A fresh process may have
+    a file of its own for `stderr`, and does not get the file descriptors that are `closed`.
     """
     processes = []
 
-    def run(command, limit=None, closed=(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-        command = [sys.executable, *command.split(), "--run-dir", str(tmp_path / "runs")]
+    def run(command, limit=None, stdout=None, fresh=False, stderr=subprocess.PIPE, closed=(), **environment):
+        command = [*command.split(), "--run-dir", str(tmp_path / "runs")]
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         env.pop("WANDB_SERVICE", None)  # of a test before, in this process
-
-        def prepare():
-            if limit:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            for descriptor in closed:
-                os.close(descriptor)
-
-        pipes = {"stdout": stdout, "stderr": stderr, "text": True}
-        pipes |= {"preexec_fn": prepare} if limit or closed else {}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+        if fresh:
+            options = {"preexec_fn": lambda: [os.close(descriptor) for descriptor in closed]} if closed else {}
+            options |= {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
+            processes.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, **options))
+        else:
+            processes.append(ForkedScript(command, env, limit, stdout))
         return processes[-1]
 
     yield run

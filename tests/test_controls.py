@@ -40,13 +40,18 @@ CONTROLS = {  # options, rate as a function of timesteps
 }
 
 
-@pytest.fixture(params=SCRIPTS)
+@pytest.fixture(params=["dqn", "iqn", "ppo", "sac"])
 def script(request, monkeypatch):
     """A script's module, the options of a small run, and the timesteps of an iteration of its loop."""
     module, options, timesteps = SCRIPTS[request.param]
     toy_envs.StepCounter.total = 0
     monkeypatch.setattr("lrrl_utils.atari.make_envs", lambda args, n: toy_envs.TinyGame(n, length=100))
     return module, f"{options} --total-timesteps {TOTAL}", timesteps
+
+
+def cases(shared, for_ppo, scripts=("dqn", "iqn", "ppo", "sac")):
+    """`shared` for each of `scripts`, whose loops are their own; `for_ppo`, which shared code decides, for PPO."""
+    return [(script, shared) for script in scripts] + [("ppo", value) for value in for_ppo]
 
 
 @pytest.fixture
@@ -73,7 +78,10 @@ def test_a_scripts_options_give_the_rates_of_the_formulas(options, script):
         assert scheduled_rate(args, t) == pytest.approx(CONTROLS[options](t), rel=1e-9, abs=1e-18)
 
 
-@pytest.mark.parametrize("options", CONTROLS)
+LINEAR, *OTHERS = sorted(CONTROLS, key=lambda options: "linear" not in options)
+
+
+@pytest.mark.parametrize(("script", "options"), cases(LINEAR, OTHERS, SCRIPTS), indirect=["script"])
 def test_every_update_uses_the_rate_of_its_timestep(options, script, train, optimizer_steps):
     module, small, timesteps = script
     train(module.main, f"{small} {options}")
@@ -85,7 +93,7 @@ def test_every_update_uses_the_rate_of_its_timestep(options, script, train, opti
     assert len(set(used)) == 1 if "constant" in options else len(set(used)) > 2
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+@pytest.mark.parametrize(("script", "name"), cases("rmsprop", ["sgd"]), indirect=["script"])
 def test_an_optimizer_is_the_one_asked_for_with_its_momentum(name, script, train, optimizer_steps):
     module, small, _ = script
     train(module.main, f"{small} --optimizer {name} --momentum 0.75 --lr-control constant --learning-rate 1e-5")
@@ -122,47 +130,54 @@ def test_adamrel_counts_anew_when_the_objective_changes_and_keeps_its_moments(sc
         assert resets == [5, 20, 35]
 
 
-def test_arm_sets_are_chosen_by_name_from_a_scripts_own_arms(script, train):
+@pytest.mark.parametrize("option", ["--learning-rates sparse3", "--lr-range 1e-5 1e-3"])
+def test_arms_are_chosen_by_name_from_a_scripts_own_or_are_a_range(option, script):
     module, small, _ = script
-    run = train(module.main, f"{small} --learning-rates sparse3")
-    assert run.config["learning_rates"] == [module.Args.learning_rates[arm] for arm in (0, 2, 4)]
-    assert len(run.summary["pulls"]) == 3
+    rates = module.parse_args(module.Args, [*small.split(), *option.split()]).learning_rates
+    own = [module.Args.learning_rates[arm] for arm in (0, 2, 4)]
+    assert rates == pytest.approx(own if "sparse3" in option else np.geomspace(1e-5, 1e-3, 25))
 
 
-def test_a_range_of_rates_in_place_of_arms(script, train):
+@pytest.mark.parametrize("script", ["ppo", "sac"], indirect=True)
+def test_a_run_may_have_25_arms(script, train, figures):
     module, small, _ = script
-    run = train(module.main, f"{small} --lr-range 1e-5 1e-3")
-    assert run.config["learning_rates"] == pytest.approx(np.geomspace(1e-5, 1e-3, 25))
-    assert len(run.summary["pulls"]) == 25 and "p_24" in run.rounds
+    run = train(module.main, f"{small} --lr-range 1e-5 1e-3 --total-timesteps 120")
+    assert len(run.config["learning_rates"]) == len(run.summary["pulls"]) == 25 and "p_24" in run.rounds
     assert (run.path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("script", SCRIPTS, indirect=True)
 def test_automatic_rounds_end_when_they_say_so(script, train, monkeypatch):
-    module, small, _ = script
-    small = small.replace("--bandit-interval 40", "--bandit-interval auto")
-    if "atari" in module.__name__:
-        small += " --train-frequency 100 --end-e 1"  # networks have little to do
-    durations, close = [], Rounds.close
+    """Of observations as long as a script wants them, but a fiftieth of that where it is thousands of timesteps."""
+    module, small, rollout = script
+    durations, stretches, close = [], [], Rounds.close
 
-    def spy(self):
-        durations.append(self.durations)
-        return close(self)
+    def make_rounds(bandits, interval, stretch=1, *others):
+        assert interval == "auto"
+        stretches.append(stretch)
+        return Rounds(bandits, interval, math.ceil(stretch / 50), *others)
 
-    monkeypatch.setattr(Rounds, "close", spy)
+    monkeypatch.setattr(module, "Rounds", make_rounds)
+    monkeypatch.setattr(Rounds, "close", lambda self: durations.append(self.durations) or close(self))
     monkeypatch.setattr(Rounds, "is_over", property(lambda self: len(self.observations) == 2))
-    rollout = 40 if "--num-envs 2" in small else 20
-    stretch = rollout if module is ppo else {sac: 1000}.get(module, 2000)
-    run = train(module.main, f"{small} --total-timesteps {7 * stretch // 2}")  # a first observation, a round and a bit
+    small = small.replace("--bandit-interval 40", "--bandit-interval auto")
+    observation = {ppo: rollout, sac: 20}.get(module, 40)
+    run = train(module.main, f"{small} --total-timesteps {4 * observation}")  # one before it, a round and a bit
+    assert stretches == [{ppo: stretches[0], sac: 1000}.get(module, 2000)]
     assert len(run.rounds["round"]) == len(durations) == 1
-    assert durations == [[stretch] * 2]
+    assert durations == [[observation] * 2]
 
 
-@pytest.mark.parametrize("reason", ["collapse", "not finite", "ruinous"])
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [*cases("collapse", []), *cases("not finite", []), *cases("ruinous", [], ["dqn", "ppo", "sac"])],
+    indirect=["script"],
+)
 def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
     reason, script, train, optimizer_steps, monkeypatch, tmp_path
 ):
     module, small, timesteps = script
-    total = 480
+    total = 280
     if reason == "ruinous" and module is not ppo:  # losses are looked at every 100 steps, so longer rounds
         small, total = small.replace("--bandit-interval 40", f"--bandit-interval {100 * timesteps}"), 600 * timesteps
     at_pull, undone, failed = {}, [], []
@@ -238,11 +253,11 @@ def test_the_loss_of_a_round_that_was_undone_is_not_charged_to_the_next_arm(modu
 def test_without_rollback_no_round_is_undone(script, train, monkeypatch):
     module, small, _ = script
     monkeypatch.setattr(Rounds, "has_collapsed", property(lambda self: self._rollback and self.is_open))
-    assert train(module.main, small).summary["rollbacks"] > 0
-    run = train(module.main, f"{small} --no-rollback")
+    small += " --no-rollback --total-timesteps 120"
+    run = train(module.main, small)
     assert run.summary["rollbacks"] == 0 and run.summary["status"] == "finished"
     with pytest.raises(SystemExit) as end:
-        train(module.main, f"{small} --no-rollback --learning-rates 1e30")
+        train(module.main, f"{small} --learning-rates 1e30")
     assert end.value.code == 3
 
 
@@ -265,7 +280,7 @@ def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_
 # --- what a bandit is told --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize(("script", "optimizer"), cases("adam", ["rmsprop", "sgd"]), indirect=["script"])
 def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_round_how_far_the_run_is(
     optimizer, script, train, monkeypatch
 ):
@@ -287,7 +302,7 @@ def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_r
 def test_other_bandits_are_told_nothing_and_cost_no_step(script, train, monkeypatch):
     module, options, _ = script
     monkeypatch.setattr(module, "relative_update", None)  # a call would be an error
-    train(module.main, f"{options} --bandit uniform")
+    train(module.main, f"{options} --bandit uniform --total-timesteps 100")
 
 
 def test_each_of_two_bandits_is_told_of_its_own_network(train, monkeypatch):

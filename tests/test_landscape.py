@@ -3,12 +3,14 @@
 import csv
 import math
 import subprocess
+from unittest import mock
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 import landscape
+from tests.processes import run_forked
 
 COMMAND = "ppo_continuous_lrrl.py --env-id Pendulum-v1 --num-steps 200 --num-minibatches 4 --update-epochs 1"
 OPTIONS = ["--moments", "400", "800", "--length", "800", "--learning-rates", "1e-3", "1e-1", "--seeds", "7"]
@@ -22,7 +24,8 @@ def rows(path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("landscape")
-    landscape.main([str(folder), "--command", COMMAND, *OPTIONS])
+    with mock.patch("subprocess.run", run_forked):
+        landscape.main([str(folder), "--command", COMMAND, *OPTIONS])
     return folder
 
 
@@ -41,7 +44,8 @@ def test_a_branch_is_its_run_up_to_the_moment_and_another_one_from_there_on(made
         assert a[0] == b[0] and a[1] != b[1]
 
 
-def test_an_agent_with_a_replay_is_branched_with_it(tmp_path):
+def test_an_agent_with_a_replay_is_branched_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", run_forked)
     command = "sac_mujoco_lrrl.py --env-id Pendulum-v1 --batch-size 8 --learning-starts 100 --no-compile"
     rates = ["--learning-rates", "1e-3", "1e-1"]
     landscape.main([str(tmp_path), "--command", command, "--moments", "400", "--length", "600", *rates])

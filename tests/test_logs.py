@@ -277,9 +277,8 @@ class WandbServer(BaseHTTPRequestHandler):
 def track(start, port):
     environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
     options = "--env-id Pendulum-v1 --num-steps 64 --num-minibatches 4 --update-epochs 1 --total-timesteps 12800"
-    return start(
-        f"ppo_continuous_lrrl.py {options} --track", **environment, WANDB_INIT_TIMEOUT="2", WANDB_FINISH_TIMEOUT="1"
-    )
+    environment |= {"WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "1"}
+    return start(f"ppo_continuous_lrrl.py {options} --track", fresh=True, **environment)
 
 
 def finished(process, tmp_path):

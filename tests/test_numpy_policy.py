@@ -1,7 +1,5 @@
 """What lrrl_utils/numpy_policy.py promises: what torch computes, whatever the network is made of."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch import nn
 
 from lrrl_utils.numpy_policy import numpy_policy
 from tests.conftest import ROOT, only_folder
+from tests.processes import run_forked
 
 
 class Custom(nn.Module):
@@ -105,8 +104,7 @@ def test_a_copied_and_changed_script_acts_in_every_rollout_with_the_policy_that_
     path.write_text(code)
     options = "--env-id Pendulum-v1 --num-steps 256 --num-minibatches 4 --total-timesteps 1024 --no-cuda"
     command = [sys.executable, str(path), *options.split(), "--run-dir", str(tmp_path / "runs")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    process = run_forked(command, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert activation in process.stdout and float(process.stdout.split("SPREAD ")[1].split()[0]) > 1e-3
     run = only_folder(tmp_path / "runs")

@@ -23,7 +23,7 @@ from lrrl_utils.environments import evaluate
 from lrrl_utils.numpy_policy import numpy_policy
 from lrrl_utils.optimizers import without_hooks
 from tests import toy_envs
-from tests.conftest import RunFolder, only_folder
+from tests.conftest import RunFolder, only_folder, rows, wait_for
 
 SCRIPT = "ppo_continuous_lrrl.py"
 SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 2 --bandit-interval 64"
@@ -242,7 +242,7 @@ def test_evaluation_leaves_the_agent_and_its_statistics_alone(train, monkeypatch
 # --- the run folder ---------------------------------------------------------------------------------------------------
 
 
-def test_the_run_folder_holds_everything_that_the_readme_lists(train):
+def test_the_run_folder_holds_everything_that_the_readme_lists(train, figures):
     options = "--env-id Pendulum-v1 --total-timesteps 4096 --num-steps 512 --eval-episodes 2 --save-model --seed 5"
     run = train(ppo.main, f"{options} --bandit-interval 2048 --no-rollback")
     assert run.path.name.startswith("Pendulum-v1__ppo_continuous_lrrl__5__")
@@ -276,8 +276,9 @@ def test_the_run_folder_holds_everything_that_the_readme_lists(train):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
-    options = "--env-id Hopper-v5 --total-timesteps 4096 --num-steps 512 --bandit-interval 512"
-    processes = [start(f"{SCRIPT} {options} --seed {seed}") for seed in (3, 3, 4)]
+    options = "--env-id Hopper-v5 --total-timesteps 2048 --num-steps 512 --update-epochs 2 --bandit-interval 512"
+    # one as a user starts it, and two forked: also what every process makes anew, as its seed of hashes, is no matter
+    processes = [start(f"{SCRIPT} {options} --seed {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
     for process in processes:
         assert process.wait() == 0, process.communicate()
     runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
@@ -313,7 +314,8 @@ def wandb_records(path):
 
 
 def test_tracking_offline_stores_the_scalars_and_the_config(start, tmp_path):
-    process = start(f"{SCRIPT} --env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track", WANDB_MODE="offline")
+    options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 2560 --track"
+    process = start(f"{SCRIPT} {options}", fresh=True, WANDB_MODE="offline")
     assert process.wait() == 0, process.communicate()
     run = only_folder(tmp_path / "runs")
     (log,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
@@ -332,7 +334,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_plain_lines(start):
     terminal, terminal_end = os.openpty()
     fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 640 --lr-control constant"
-    processes = [start(f"{SCRIPT} {options}", stderr=terminal_end), start(f"{SCRIPT} {options}")]
+    processes = [start(f"{SCRIPT} {options}", fresh=True, stderr=terminal_end), start(f"{SCRIPT} {options}")]
     assert [process.wait() for process in processes] == [0, 0]
     bar = os.read(terminal, 100_000).decode()
     assert "100%|" in bar and "640/640" in bar and "learning rate 0.0003" in bar and "SPS" in bar and "<" in bar
@@ -342,7 +344,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_plain_lines(start):
 
 
 def test_videos_are_recorded_off_screen(start, tmp_path):
-    process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video")
+    process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video", fresh=True)
     assert process.wait() == 0, process.communicate()
     videos = sorted((only_folder(tmp_path / "runs").path / "videos").glob("*.mp4"))
     assert videos and all(video.stat().st_size > 1000 for video in videos)
@@ -351,13 +353,9 @@ def test_videos_are_recorded_off_screen(start, tmp_path):
 # --- trouble ----------------------------------------------------------------------------------------------------------
 
 
-def wait_for_rounds(tmp_path, count):
-    for _ in range(600):
-        time.sleep(0.1)
-        for path in (tmp_path / "runs").glob("*/rounds.csv"):
-            if len(path.read_text().splitlines()) > count:
-                return path.parent
-    raise TimeoutError
+def wait_for_rounds(tmp_path, count, process):
+    wait_for(lambda: any(len(rows(path)) >= count for path in tmp_path.glob("runs/*/rounds.csv")), process)
+    return only_folder(tmp_path / "runs").path
 
 
 def assert_whole(path, columns):
@@ -367,8 +365,8 @@ def assert_whole(path, columns):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_everything_and_says_so(signum, code, start, tmp_path):
-    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512")
-    wait_for_rounds(tmp_path, 4)
+    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512 --no-compile")
+    wait_for_rounds(tmp_path, 4, process)
     process.send_signal(signum)
     time.sleep(0.3)
     process.send_signal(signum)  # an impatient second one tears nothing
@@ -381,8 +379,8 @@ def test_an_interrupted_run_keeps_everything_and_says_so(signum, code, start, tm
 
 
 def test_a_killed_run_leaves_what_had_happened(start, tmp_path):
-    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512")
-    path = wait_for_rounds(tmp_path, 6)
+    process = start(f"{SCRIPT} --num-steps 512 --bandit-interval 512 --no-compile")
+    path = wait_for_rounds(tmp_path, 6, process)
     process.kill()
     process.wait()
     assert_whole(path / "rounds.csv", 11)
@@ -402,7 +400,7 @@ def test_a_rate_that_diverges_ends_the_run_with_code_3_and_is_named(train, capsy
     assert end.value.code == 3
     assert "1e+30" in capsys.readouterr().err
     run = only_folder(tmp_path / "runs1")
-    assert run.summary["status"] == "diverged" and (run.path / "curves.png").exists()
+    assert run.summary["status"] == "diverged"
 
 
 def test_an_environment_that_raises_leaves_whole_files_and_its_error(train, tmp_path):
@@ -445,25 +443,15 @@ def test_a_changing_rate_compiles_nothing_anew(train, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    counter, compile = CompileCounterWithBackend("inductor"), torch.compile
+    counter, compile = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, backend=counter))
     run = train(ppo.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 1280 --bandit uniform --compile")
     assert len(set(run.rounds["learning_rate"])) > 2
     assert counter.frame_count == 1
 
 
-def test_it_learns_the_inverted_pendulum(start, tmp_path):
-    """The last 10 episodes of 60,000 steps return more than 900 on average, in two of three seeds."""
-    command = f"{SCRIPT} --env-id InvertedPendulum-v5 --total-timesteps 60000"
-    processes = [start(f"{command} --seed {seed}") for seed in (1, 2)]
-    assert [process.wait() for process in processes] == [0, 0]
-
-    def returns_of_runs():
-        runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
-        return [run.episodes["episodic_return"][-10:].mean() for run in runs]
-
-    returns = returns_of_runs()
-    if min(returns) <= 900:
-        assert start(f"{command} --seed 3").wait() == 0
-        returns = returns_of_runs()
-    assert sum(value > 900 for value in returns) >= 2, returns
+def test_it_learns_to_push_a_point_home(train):
+    """The last 10 of 120 episodes return more than -12 on average; random play returns about -75."""
+    options = "--num-steps 200 --num-minibatches 4 --total-timesteps 2400 --lr-control constant --learning-rate 3e-3"
+    run = train(ppo.main, f"--env-id tests.toy_envs:Point-v0 {options}")
+    assert run.episodes["episodic_return"][-10:].mean() > -12

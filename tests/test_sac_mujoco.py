@@ -314,7 +314,7 @@ def test_the_temperature_rises_while_the_entropy_is_below_its_target_and_falls_w
 
 
 def test_compiled_updates_stay_close_to_plain_ones_and_every_rate_runs_the_same_code(train, monkeypatch):
-    counter, real_compile = CompileCounterWithBackend("inductor"), torch.compile
+    counter, real_compile = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: real_compile(function, backend=counter))
     options = f"--env-id Pendulum-v1 {SMALL} --total-timesteps 80 --bandit uniform --bandit-interval 5 --save-model"
     runs = [train(sac.main, options), train(sac.main, f"{options} --compile")]
@@ -327,8 +327,10 @@ def test_compiled_updates_stay_close_to_plain_ones_and_every_rate_runs_the_same_
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp_path):
-    options = "--env-id Hopper-v5 --total-timesteps 700 --learning-starts 300 --bandit-interval 50 --num-envs 2"
-    processes = [start(f"{SCRIPT} {options} --save-model --seed {seed}") for seed in (3, 3, 4)]
+    options = "--env-id Hopper-v5 --batch-size 64 --total-timesteps 400 --learning-starts 200"
+    options += " --bandit-interval 50 --num-envs 2"
+    command = f"{SCRIPT} {options} --save-model --seed"
+    processes = [start(f"{command} {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
     for process in processes:
         assert process.wait() == 0, process.communicate()
     runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
@@ -347,7 +349,7 @@ def test_one_or_many_environments_of_any_bounded_box_task(env_id, train):
     assert len(run.summary["eval_returns"]) == 1 and (run.episodes["global_step"] % 3 == 0).all()
 
 
-def test_a_run_of_two_bandits_draws_both_and_the_saved_actor_loads(train):
+def test_a_run_of_two_bandits_draws_both_and_the_saved_actor_loads(train, figures):
     run = train(sac.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 401 --bandit-scope separate --save-model")
     assert (run.path / "curves.png").stat().st_size > 10_000
     sac.Actor(3, np.array([-2.0]), np.array([2.0])).load_state_dict(
@@ -355,12 +357,11 @@ def test_a_run_of_two_bandits_draws_both_and_the_saved_actor_loads(train):
     )
 
 
-def test_it_learns_pendulum(start, tmp_path):
-    """The last 10 episodes of 5,000 steps return more than -350 on average; random play returns about -1,200."""
-    command = f"{SCRIPT} --env-id Pendulum-v1 --learning-starts 1000 --total-timesteps 5000 --lr-control constant"
-    assert start(f"{command} --seed 2").wait() == 0
-    (run,) = (RunFolder(path) for path in (tmp_path / "runs").iterdir())
-    assert run.episodes["episodic_return"][-10:].mean() > -350
+def test_it_learns_to_push_a_point_home(train):
+    """The last 10 of 25 episodes return more than -12 on average; random play returns about -30."""
+    options = "--batch-size 64 --learning-starts 100 --total-timesteps 500 --lr-control constant --learning-rate 3e-3"
+    run = train(sac.main, f"--env-id tests.toy_envs:Point-v0 {options}")
+    assert run.episodes["episodic_return"][-10:].mean() > -12
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------
@@ -371,7 +372,7 @@ def test_a_rate_that_diverges_ends_the_run_with_code_3_and_is_named(train, capsy
         train(sac.main, f"--env-id Pendulum-v1 {SMALL} --total-timesteps 4000 --no-rollback --learning-rates 1e30")
     run = only_folder(tmp_path / "runs1")
     assert end.value.code == 3 and run.summary["status"] == "diverged"
-    assert "1e+30 (critics)" in capsys.readouterr().err and (run.path / "curves.png").exists()
+    assert "1e+30 (critics)" in capsys.readouterr().err
 
 
 def test_an_environment_that_returns_nan_is_named_and_not_the_learning_rate(train, capsys, step_counter, monkeypatch):

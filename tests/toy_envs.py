@@ -86,6 +86,23 @@ class BreaksOnce(Toy):
         return self.observe(self.np_random.random()), np.float32(action[0]), False, self.t == 17, {}
 
 
+class Point(Toy):
+    """A point on a line, to be pushed to 0 and held there for 20 steps.
+
+    The reward is -5 times the square of its distance before the push: what a push does pays off in the steps after it.
+    """
+
+    def start(self):
+        self.t, self.position = 0, self.np_random.uniform(-1, 1)
+        return self.observe(self.position)
+
+    def step(self, action):
+        self.t += 1
+        reward = -5 * self.position**2
+        self.position += 0.3 * float(action[0])
+        return self.observe(self.position), reward, False, self.t == 20, {}
+
+
 class OddSpaces(Toy):
     """A dictionary of observations and a matrix of actions with lopsided bounds, which it checks."""
 
@@ -102,7 +119,7 @@ class OddSpaces(Toy):
         return self.observation_space.sample(), 0.5, self.t == 7, False, {}
 
 
-for entry_point in (StepCounter, TwoEnds, Breaks, BreaksOnce, OddSpaces):
+for entry_point in (StepCounter, TwoEnds, Breaks, BreaksOnce, Point, OddSpaces):
     gym.register(f"{entry_point.__name__}-v0", entry_point, order_enforce=False)
 
 
