@@ -36,7 +36,7 @@ from lrrl_utils.scales import final_returns, find_scales, names_of, normalized_r
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject
-from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, group_runs
+from lrrl_utils.variants import count_timesteps, find_mixed_code, group_runs
 
 
 @dataclass
@@ -173,8 +173,6 @@ def main(argv=None):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
     for line in (mixed := find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
-    if missing := sum(map(len, find_missing(variants).values())):
-        print(f"missing: {missing} runs that other variants have (report.html lists them)", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -10,23 +10,30 @@ from lrrl_utils.tables import Table, show
 from lrrl_utils.variants import find_missing
 
 FIGURES = {  # their titles, and what they show
-    "curves": ("Learning curves", "Interquartile mean of the episodic return over seeds, against timesteps."),
+    "curves": (
+        "Learning curves",
+        "Interquartile mean of the episodic return over seeds, against timesteps. Bands are 95 % bootstrap intervals.",
+    ),
     "curves_all": (
         "Learning curves over all tasks",
         "Interquartile mean of the return over seeds and tasks; 0 is the untrained policy, 1 the best constant rate.",
     ),
-    "profiles": ("Performance profiles", "The share of runs whose normalised final return is above τ."),
+    "profiles": (
+        "Performance profiles",
+        "The share of runs whose normalised final return is above τ, with 95 % intervals.",
+    ),
     "improvement": (
         "Probability of improvement",
-        "How likely a run of a variant ends higher than one of the baseline on the same task, mean over tasks.",
+        "How likely a run of a variant ends higher than one of the baseline on the same task, mean over tasks. "
+        "Bars are 95 % intervals.",
     ),
     "rates": (
         "Rates over time",
         "Where bandits spend their rounds: the share of the timesteps of all seeds that each learning rate has.",
     ),
 }
-SHOWN = ("folder", "env_id", "variant", "seed", "status", "final_return", "auc")  # first columns of a run
-NOT_SHOWN = {"command_line", "code"}  # told by the other options; warned of
+SHOWN = ("task", "variant", "seed", "status", "final_return", "auc")  # first columns of a run
+NOT_SHOWN = {"env_id", "seed", "command_line", "code"}  # elsewhere, or told by the other options, or warned of
 
 
 def as_text(x):
@@ -48,13 +55,13 @@ def describe_runs(variants):
     common = {key: options[0].get(key) for key in keys if len({these.get(key) for these in options}) == 1}
     differ = [key for key in keys if key not in common and key not in SHOWN]
     measures = dict.fromkeys(key for _, run in runs for key in run.summary)
-    measures = [key for key in measures if key not in keys and key not in SHOWN]
-    table = Table([*SHOWN, *differ, *measures], names=3)
+    measures = [key for key in measures if key not in keys and key not in (*SHOWN, *NOT_SHOWN)]
+    table = Table([*SHOWN, *differ, *measures, "folder"], names=2)
     for (name, run), these in zip(runs, options):
-        first = [run.folder, run.config["env_id"], name, str(run.config["seed"]), run.summary["status"]]
-        first += [show(run.summary["final_return"]), show(run.summary["auc"])]
-        table.rows.append([*first, *(these.get(key, "") for key in differ)])
-        table.rows[-1] += [as_text(run.summary.get(key)) for key in measures]
+        row = [run.config["env_id"], name, str(run.config["seed"]), run.summary["status"]]
+        row += [show(run.summary["final_return"]), show(run.summary["auc"])]
+        row += [these.get(key, "") for key in differ]
+        table.rows.append([*row, *(as_text(run.summary.get(key)) for key in measures), run.folder])
     return table, common
 
 
