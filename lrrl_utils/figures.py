@@ -92,7 +92,7 @@ def plot_overall_curves(variants, scales, folder):
     figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=names)
     for name, seeds in pair_tasks(variants).items():
         stretches = [common_stretch(runs) for runs in zip(*seeds.values())]
-        start = max((first / last for first, last in stretches), default=1)
+        start = max((first / max(last, 1) for first, last in stretches), default=1)
         if start >= 1:
             continue
         edges = np.linspace(start, 1, CURVE_POINTS + 1)

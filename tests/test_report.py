@@ -119,7 +119,8 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
 def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):
     write_run(tmp_path, "Hopper-v5", 1, 10.0)
     with pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path), "--no-figures", "--normalize"])
+        report.main([str(tmp_path), "--normalize", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
     assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
 
 
