@@ -35,8 +35,8 @@ from lrrl_utils.runs import clean, read_records, select_runs
 from lrrl_utils.scales import final_returns, find_scales, names_of, normalized_returns, tasks_of
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
-from lrrl_utils.terminal import reject
-from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, group_runs
+from lrrl_utils.terminal import reject, say
+from lrrl_utils.variants import count_timesteps, find_mixed_code, group_runs
 
 
 @dataclass
@@ -155,7 +155,7 @@ def publish(records, left_out, args):
     try:
         write_parquet(records, args.compact)
     except OSError as error:
-        reject(f"--compact {args.compact}: {error.strerror}")
+        reject(f"--compact {args.compact}: {error.strerror or error}")
     print(f"{args.compact}: {len(records)} runs, {args.compact.stat().st_size:,} bytes")
 
 
@@ -173,14 +173,11 @@ def main(argv=None):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
     for line in (mixed := find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
-    if missing := sum(map(len, find_missing(variants).values())):
-        print(f"missing: {missing} runs that other variants have (report.html lists them)", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         write_report(args, variants, mixed, left_out, output)
     except OSError as error:
-        reject(f"--output {output}: {error.strerror}")
+        reject(f"--output {output}: {error.strerror or error}")
 
 
 def write_report(args, variants, warnings, left_out, output):
@@ -192,7 +189,8 @@ def write_report(args, variants, warnings, left_out, output):
         tables.append(make_normalized_table(returns, args.baseline))
     first, *others = [table.to_markdown() for table in tables]
     text = "\n\n".join([first, *map(escape, warnings), *others])
-    print(text)
+    say(text)
+    output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text + "\n", encoding="utf-8")
     if args.baseline:
         improvement_table, improvements = make_improvement_table(variants, args.baseline)
@@ -207,7 +205,9 @@ def write_report(args, variants, warnings, left_out, output):
         figures.append(plot_improvements(improvements, variants, output))
     if find_bandits(variants):
         figures.append(plot_rates(variants, output))
-    write_page(f"Report: {args.folder.resolve().stem}", tables, figures, variants, warnings, left_out, output)
+    study = args.folder.resolve()
+    title = f"Report: {clean(study.stem if study.is_file() else study.name)}"
+    write_page(title, tables, figures, variants, warnings, left_out, output)
 
 
 if __name__ == "__main__":

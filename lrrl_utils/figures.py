@@ -23,6 +23,7 @@ def save(figure, folder, name):
     """Write NAME.png and NAME.pdf; gives back the name."""
     for kind in ("png", "pdf"):
         figure.savefig(folder / f"{name}.{kind}", dpi=120)
+        figure.set_layout_engine("none")  # it is done, and takes long
     plt.close(figure)
     return name
 
@@ -91,7 +92,7 @@ def plot_overall_curves(variants, scales, folder):
     figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=names)
     for name, seeds in pair_tasks(variants).items():
         stretches = [common_stretch(runs) for runs in zip(*seeds.values())]
-        start = max((first / last for first, last in stretches), default=1)
+        start = max((first / max(last, 1) for first, last in stretches), default=1)
         if start >= 1:
             continue
         edges = np.linspace(start, 1, CURVE_POINTS + 1)
@@ -184,7 +185,11 @@ def plot_rates(variants, folder):
     """Where bandits spend their rounds: the share of timesteps at each rate over time, a panel per variant and task."""
     bandits, tasks = find_bandits(variants), tasks_of(variants)
     figure = plt.figure(figsize=(max(1 + 3.2 * len(tasks), 7), 1.9 * len(bandits)), layout="constrained")
+    last = {task: 0 for task in tasks}
+    for (task, _), group in variants.items():
+        last[task] = max(last[task], *(run.summary["global_step"] for run in group))
     rows = figure.subfigures(len(bandits), 1, squeeze=False)[:, 0]
+    lowest = {task: row for row, of_task in zip(rows, bandits.values()) for task in of_task}
     for row, ((name, controller), of_task) in zip(rows, bandits.items()):
         row.suptitle(f"{name}, {controller}".removesuffix(", "), x=0.01, ha="left", fontsize="medium")
         for axis, task in zip(row.subplots(1, len(tasks), squeeze=False)[0], tasks):
@@ -192,7 +197,7 @@ def plot_rates(variants, folder):
                 axis.remove()
                 continue
             rates, pulls = pulled_rates(of_task[task], controller)
-            edges = np.linspace(0, max(run.summary["global_step"] for run in of_task[task]), RATE_BINS + 1)
+            edges = np.linspace(0, last[task], RATE_BINS + 1)
             lines = np.arange(len(rates) + 1) - 0.5
             shares = share_of_rates(rates, pulls, edges)
             image = axis.pcolormesh(edges, lines, shares, vmin=0, vmax=1, cmap="magma_r", rasterized=True)
@@ -200,6 +205,7 @@ def plot_rates(variants, folder):
             axis.set_yticks(shown, [f"{rates[i]:.3g}" for i in shown], fontsize="small")
             axis.set_title(task, fontsize="small")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.tick_params(labelbottom=lowest[task] is row, labelsize="small")
         row.colorbar(image, ax=row.axes, format=PercentFormatter(1), aspect=10, pad=0.01)
     rows[-1].supxlabel("timesteps", fontsize="small")
     return save(figure, folder, "rates")

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import trim_mean, ttest_rel
 
 REPETITIONS = 10_000
-CURVE_REPETITIONS = 2_000  # of what has many points
+CURVE_REPETITIONS = 1_000  # of what has many points
 
 
 def interquartile_mean(scores):

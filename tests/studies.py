@@ -6,7 +6,7 @@ import json
 def write_run(parent, task, seed, final_return, status="finished", rounds=None, **config):
     """A run folder below `parent`; `rounds` is the text of its rounds.csv."""
     parent.mkdir(exist_ok=True)
-    folder = parent / f"{task}__{len(list(parent.iterdir()))}"
+    folder = parent / f"{task}__{len(list(parent.iterdir()))}".replace("/", "|")
     folder.mkdir()
     config = {"env_id": task, "seed": seed, "lr_control": "bandit", "bandit": "lrrl", "learning_rate": 3e-4} | config
     (folder / "config.json").write_text(json.dumps(config))

@@ -166,5 +166,5 @@ def test_where_nothing_can_be_written_one_line_says_so(words, said, study, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as end:
         report.main([str(study), *words])
-    output, error = capsys.readouterr()
+    error = capsys.readouterr().err
     assert end.value.code == 2 and said in error.splitlines()[-1] and not (tmp_path / "x.parquet").exists()

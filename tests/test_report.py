@@ -2,17 +2,14 @@
 
 import json
 import os
-import time
 import warnings
 
 import matplotlib.image
-import numpy as np
+import pandas
 import pytest
-from matplotlib.figure import Figure
-from rliable import library, metrics
 
 import report
-from lrrl_utils import figures, statistics
+from lrrl_utils.variants import find_missing
 from tests.studies import read_table, write_run
 
 
@@ -52,7 +49,7 @@ def test_runs_with_other_options_are_not_pooled_and_a_seed_counts_once(tmp_path,
 
     write_run(tmp_path, "Hopper-v5", 2, 50.0, bandit_interval=4096)
     with pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path)])
+        report.main([str(tmp_path), "--no-figures"])
     assert end.value.code == 2 and "more than once" in capsys.readouterr().err
 
 
@@ -83,12 +80,12 @@ def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
         write_run(tmp_path, "Hopper-v5", seed, ours)
         write_run(tmp_path, "Hopper-v5", seed, theirs, bandit="uniform")
     write_run(tmp_path, "Hopper-v5", 4, 500.0)  # without a partner
-    report.main([str(tmp_path), "--baseline", "uniform"])
+    report.main([str(tmp_path), "--no-figures", "--baseline", "uniform"])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     # differences 1, 2, 3: mean 2, deviation 1; Student's t of two degrees of freedom is 4.303
     assert [row[-1] for row in rows] == [f"2 [{2 - 4.303 / 3**0.5:.3g}, {2 + 4.303 / 3**0.5:.3g}], 3 pairs", ""]
     with pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path), "--baseline", "unifrom"])
+        report.main([str(tmp_path), "--no-figures", "--baseline", "unifrom"])
     assert end.value.code == 2 and "must be one of lrrl, uniform" in capsys.readouterr().err
 
 
@@ -107,7 +104,7 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
     write_run(tmp_path, "Hopper-v5", 4, 66.0, **before)
     write_run(tmp_path, "Hopper-v5", 1, 66.0, bandit="drift", **before)
     untrained = 0.1 * 0.66  # (1 + 0.5 + 0.42 + 0.72) / 4 is 0.66
-    report.main([str(tmp_path), "--normalize", "--baseline", "uniform"])
+    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "uniform"])
     text = capsys.readouterr().out.split("over all tasks")[1]
     rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in text.splitlines()[2:])}
     assert rows["constant 0.0003"][1].strip() == "1.00 [1.00, 1.00]"
@@ -122,29 +119,9 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
 def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):
     write_run(tmp_path, "Hopper-v5", 1, 10.0)
     with pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path), "--normalize"])
+        report.main([str(tmp_path), "--normalize", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
     assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
-
-
-def test_the_interval_covers_the_point_and_repeats():
-    values = np.random.default_rng(0).normal(100, 10, 12)
-    point, low, high = statistics.interquartile_mean(values)
-    assert values.min() < low < point < high < values.max()
-    assert statistics.interquartile_mean(values) == (point, low, high)
-
-
-@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (5, 3)])
-def test_estimates_are_those_of_rliable_at_a_fraction_of_the_time(shape):
-    scores = np.random.default_rng(0).normal(100, 10, shape)
-    start = time.process_time()
-    ours = statistics.interquartile_mean(scores)
-    middle = time.process_time()
-    np.random.seed(0)
-    theirs = library.get_interval_estimates(
-        {"": scores.reshape(len(scores), -1)}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=10_000
-    )
-    np.testing.assert_allclose(ours, [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
-    assert middle - start < (time.process_time() - middle) / 5
 
 
 def edit(name, **entries):
@@ -238,7 +215,7 @@ def test_a_bad_run_folder_is_left_out_with_its_reason_on_one_line(break_it, reas
     break_it(folder)
     write_run(tmp_path, "Hopper-v5", 2, 20.0)
     write_run(tmp_path, "Hopper-v5", 1, 30.0, lr_control="constant")
-    report.main([str(tmp_path)])
+    report.main([str(tmp_path), "--no-figures"])
     output, error = capsys.readouterr()
     assert [row[1:3] for row in read_table(output)] == [["constant 0.0003", "1"], ["lrrl", "1"]]
     assert "nan" not in output.lower()
@@ -255,7 +232,7 @@ def test_an_unreadable_folder_is_left_out(tmp_path, capsys, monkeypatch):
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    report.main([str(tmp_path)])
+    report.main([str(tmp_path), "--no-figures"])
     output, error = capsys.readouterr()
     assert len(read_table(output)) == 1 and error.count("\n") == 1
     assert error.startswith(f"left out: {locked} (") and "Permission denied" in error
@@ -266,7 +243,7 @@ def test_a_reason_or_folder_name_with_codes_for_the_terminal_stays_one_plain_sho
     folder = write_run(tmp_path, "Hopper-v5", 2, 20.0)
     (folder / "episodes.csv").write_bytes(HEADER + b"100,\x1b[31m" + b"x" * 1000 + b",100\n")
     folder.rename(tmp_path / "red\x1b[31m\nrun")
-    report.main([str(tmp_path)])
+    report.main([str(tmp_path), "--no-figures"])
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "red run (" in error and "\x1b" not in error and len(error) < 500
 
@@ -274,7 +251,7 @@ def test_a_reason_or_folder_name_with_codes_for_the_terminal_stays_one_plain_sho
 def test_when_no_run_is_left_the_last_line_says_so_with_code_2(tmp_path, capsys):
     (write_run(tmp_path, "Hopper-v5", 1, 10.0) / "config.json").write_text("")
     with pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path)])
+        report.main([str(tmp_path), "--no-figures"])
     lines = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and len(lines) == 2 and "left out" in lines[0] and "FOLDER" in lines[1]
     assert not (tmp_path / "report.md").exists()
@@ -285,7 +262,7 @@ def test_names_cannot_break_the_table_or_the_terminal(tmp_path, capsys):
     write_run(tmp_path, name, 1, 10.0, bandit=name)
     write_run(tmp_path, name, 1, 10.0, bandit="uniform", **{"|x\n<b>": "|y\n<i>"})
     shown = "a|b <img src=x>&`c` [d](e)\\"
-    report.main([str(tmp_path), "--baseline", f"{shown} (|x <b> None)"])
+    report.main([str(tmp_path), "--no-figures", "--baseline", f"{shown} (|x <b> None)"])
     output = capsys.readouterr().out
     assert len(output.splitlines()) == 4 and all(line.count("|") == 8 for line in output.splitlines())
     assert not set(output) & set("<>`\\\x1b\x07\u202e") and "](" not in output
@@ -294,22 +271,6 @@ def test_names_cannot_break_the_table_or_the_terminal(tmp_path, capsys):
         task, variant, rival = (text.replace(entity, character) for text in (task, variant, rival))
     assert task == "a|b <img src=x>&#38;&#96;c&#96; [d](e)&#92;"
     assert variant == f"{task} (|x <b> None)" and rival == "uniform (|x <b> |y <i>)"
-
-
-def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
-    texts, savefig = [], Figure.savefig
-
-    def keep_texts(figure, *args, **kwargs):
-        texts.extend([*figure.legends[0].get_texts(), *(axis.title for axis in figure.axes)])
-        savefig(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep_texts)
-    name = r"$\frac{$"
-    write_run(tmp_path, name, 1, 10.0, bandit=name)
-    report.main([str(tmp_path)])
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-    assert [text.get_text() for text in texts] == [f"{name}, 1 seeds", name]
-    assert figures.plt.rcParams["text.parse_math"]  # as before
 
 
 OLD, NEW = {"ppo.py": "1" * 64, "bandits.py": "2" * 64}, {"ppo.py": "1" * 64, "bandits.py": "3" * 64}
@@ -334,7 +295,7 @@ def test_runs_of_different_code_in_a_variant_get_a_warning_and_a_note(configs, d
         write_run(tmp_path, "Hopper-v5", seed, 10.0, **config)
         write_run(tmp_path, "Hopper-v5", seed, 10.0, bandit="uniform", git_commit="other")  # of one kind
         write_run(tmp_path, "Hopper-v5", seed, 10.0, lr_control="constant", git_commit="third")
-    report.main([str(tmp_path)])
+    report.main([str(tmp_path), "--no-figures"])
     output, error = capsys.readouterr()
     assert [row[1:3] for row in read_table(output)] == [["constant 0.0003", "2"], ["lrrl", "2"], ["uniform", "2"]]
     note = f"Hopper-v5, lrrl: pools runs of different code ({differ})\n" if differ else ""
@@ -347,7 +308,7 @@ def test_a_note_on_code_is_escaped_and_stands_between_the_tables(tmp_path, capsy
     for seed in (1, 2):
         code = {"<b>\x1b[31m.py": str(seed)}
         write_run(tmp_path, "Hopper-v5", seed, 10.0, lr_control="constant", code=code, learning_starts=100)
-    report.main([str(tmp_path), "--normalize"])
+    report.main([str(tmp_path), "--no-figures", "--normalize"])
     output, error = capsys.readouterr()
     _, note, overall = output.split("\n\n")
     assert "(&#60;b&#62;.py)" in note and "|" not in note and overall.startswith("| over all tasks")
@@ -382,7 +343,7 @@ def test_files_and_folders_that_are_no_runs_are_passed_over(tmp_path, capsys):
     write_run(tmp_path, "Hopper-v5", 1, 10.0)
     (tmp_path / "wandb").mkdir()
     report.main([str(tmp_path)])
-    report.main([str(tmp_path)])  # beside the files that the first one has left
+    report.main([str(tmp_path), "--no-figures"])  # beside the files that the first one has left
     output, error = capsys.readouterr()
     assert error == "" and output == 2 * (tmp_path / "report.md").read_text()
 
@@ -419,14 +380,14 @@ def test_a_scale_that_does_not_go_up_is_refused(final, tmp_path, capsys):
     folder = write_run(tmp_path, "Hopper-v5", 1, final, lr_control="constant", learning_starts=100)
     (folder / "episodes.csv").write_bytes(HEADER + b"100,1.0,100\n900,0.5,100\n")
     with warnings.catch_warnings(action="error"), pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path), "--normalize"])
+        report.main([str(tmp_path), "--no-figures", "--normalize"])
     assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
 
 
 def test_without_an_untrained_episode_there_is_no_scale(tmp_path, capsys):
     write_run(tmp_path, "Hopper-v5", 1, 10.0, lr_control="constant")  # tells of no first update
     with warnings.catch_warnings(action="error"), pytest.raises(SystemExit) as end:
-        report.main([str(tmp_path), "--normalize"])
+        report.main([str(tmp_path), "--no-figures", "--normalize"])
     assert end.value.code == 2 and "--normalize" in capsys.readouterr().err
 
 
@@ -436,3 +397,77 @@ def test_a_folder_without_finished_runs_is_one_line_with_code_2(argv, capsys):
         report.main(argv)
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1
+
+
+# --- variants that a folder names -------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_run_folders_names_the_variant_beside_runs_with_derived_names(tmp_path):
+    write_run(tmp_path / "tuned\x1b[31m", "A-v0", 2, 10.0, gamma=0.9)
+    write_run(tmp_path / "tuned\x1b[31m", "A-v0", 1, 10.0, gamma=0.9)
+    write_run(tmp_path / "tuned\x1b[31m", "B-v0", 1, 10.0, gamma=0.8)  # tasks may have options of their own
+    write_run(tmp_path, "A-v0", 1, 10.0, gamma=0.99)
+    (tmp_path / "a").mkdir()
+    write_run(tmp_path / "a" / "too deep", "A-v0", 1, 10.0)
+    variants = read_variants(tmp_path)
+    assert {names: [run.config["seed"] for run in group] for names, group in variants.items()} == {
+        ("A-v0", "lrrl"): [1],
+        ("A-v0", "tuned"): [1, 2],
+        ("B-v0", "tuned"): [1],
+    }
+
+
+@pytest.mark.parametrize("place", ["mine", "."])
+def test_different_options_within_a_named_variant_are_one_line_with_code_2(place, tmp_path, capsys):
+    write_run(tmp_path / "mine", "A-v0", 1, 10.0, bandit="mine", gamma=0.9, seed_of_me=1)
+    write_run(tmp_path / place, "A-v0", 2, 10.0, bandit="mine", gamma=0.8, seed_of_me=2, device="cuda")
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path)])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert "A-v0, mine that differ in gamma, seed_of_me" in error
+
+
+def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
+    write_run(tmp_path, "A-v0", 1, 10.0, total_timesteps=300_000)
+    report.main([str(tmp_path), "--no-figures"])
+    assert "timesteps" not in capsys.readouterr().out
+    write_run(tmp_path / "pb2", "A-v0", 1, 10.0, total_timesteps=300_000, population=4)
+    report.main([str(tmp_path), "--no-figures"])
+    output = capsys.readouterr().out
+    assert "| seeds | timesteps |" in output
+    assert [row[1:4] for row in read_table(output)] == [["lrrl", "1", "300k"], ["pb2", "1", "1.2M"]]
+
+
+def test_runs_that_other_variants_have_are_missing(tmp_path):
+    for task, seed in (("A-v0", 1), ("A-v0", 2), ("B-v0", 3)):
+        write_run(tmp_path, task, seed, 10.0)
+    write_run(tmp_path, "A-v0", 1, 10.0, bandit="uniform")
+    write_run(tmp_path, "A-v0", 2, 10.0, bandit="uniform", status="running")
+    assert find_missing(read_variants(tmp_path)) == {("A-v0", "uniform"): [2], ("B-v0", "uniform"): [3]}
+
+
+def test_broken_rounds_are_named_and_the_run_counts(tmp_path, capsys):
+    folder = write_run(tmp_path, "A-v0", 1, 10.0, rounds="round,global_step\n1,ten\n")
+    assert [run.rounds for group in read_variants(tmp_path).values() for run in group] == [{}]
+    assert capsys.readouterr().err.startswith(f"left out: {folder}/rounds.csv (rounds.csv: could not convert")
+
+
+def test_the_arms_of_several_bandits_are_no_option(tmp_path):
+    for arms in ({"actor": [1e-3], "critic": [1e-2]}, {"actor": [1e-3], "critic": [1e-1]}):
+        write_run(tmp_path, "A-v0", len(list(tmp_path.iterdir())), 10.0, arms=arms)
+    assert [len(group) for group in read_variants(tmp_path).values()] == [2]
+
+
+def test_the_csv_file_has_the_numbers_of_all_tables(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, "A-v0", seed, 100 / 3 + seed, lr_control="constant", learning_starts=100)
+        write_run(tmp_path, "A-v0", seed, 20.0, bandit='"a, b"', learning_starts=100)
+    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "constant 0.0003"])
+    table = pandas.read_csv(tmp_path / "report.csv").query("task == 'A-v0'").set_index("variant")
+    ours, constant = table.loc['"a, b"'], table.loc["constant 0.0003"]
+    assert constant["final_return"] == 100 / 3 + 1.5 and constant["final_returns"] == f"{100 / 3 + 1} {100 / 3 + 2}"
+    assert ours["final_return minus constant 0.0003"] == pytest.approx(20 - 100 / 3 - 1.5)
+    overall = pandas.read_csv(tmp_path / "report.csv").query("task == 'all' and variant != 'constant 0.0003'")
+    assert overall["normalised"].dropna().item() < 1
+    assert overall["probability of improvement over constant 0.0003"].dropna().item() == 0

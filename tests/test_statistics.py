@@ -1,0 +1,77 @@
+"""Bands, profiles and probabilities are those of rliable; curves are means over time."""
+
+import numpy as np
+import pytest
+from rliable import library, metrics
+
+from lrrl_utils.figures import mean_returns, share_of_rates
+from lrrl_utils.runs import Run
+from lrrl_utils.statistics import (
+    interquartile_curve,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+)
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.normal(0.5, 0.3, (6, 3))
+RIVALS = RNG.normal(0.4, 0.3, (4, 3)).round(1)
+
+
+def test_the_interval_covers_the_point_and_repeats():
+    values = np.random.default_rng(0).normal(100, 10, 12)
+    point, low, high = interquartile_mean(values)
+    assert values.min() < low < point < high < values.max()
+    assert interquartile_mean(values) == (point, low, high)
+
+
+def test_estimates_are_those_of_rliable():
+    scores = np.random.default_rng(0).normal(100, 10, (5, 3))
+    np.random.seed(0)
+    theirs = library.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=10_000)
+    np.testing.assert_allclose(interquartile_mean(scores), [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
+
+
+def test_a_band_is_the_interval_of_each_point():
+    curves = RNG.normal(size=(6, 3, 5))
+    band = interquartile_curve(curves)
+    assert np.shape(band) == (3, 5)
+    for i in range(5):  # of fewer repetitions
+        np.testing.assert_allclose(np.array(band)[:, i], interquartile_mean(curves[..., i]), atol=0.06)
+
+
+def test_profiles_are_those_of_rliable():
+    thresholds = np.linspace(-0.5, 1.5, 21)
+    np.random.seed(0)
+    theirs, intervals = library.create_performance_profile({"": SCORES}, thresholds, reps=1000)
+    point, low, high = performance_profile(SCORES, thresholds)
+    np.testing.assert_allclose(point, theirs[""])
+    np.testing.assert_allclose([low, high], intervals[""], atol=0.06)  # a run of 18 is 0.056
+
+
+def test_the_probability_of_improvement_is_that_of_rliable():
+    ours = SCORES.round(1)  # with draws
+    np.random.seed(0)
+    theirs, intervals = library.get_interval_estimates(
+        {"": (ours, RIVALS)}, metrics.probability_of_improvement, reps=200
+    )
+    point, low, high = probability_of_improvement(ours.T, RIVALS.T)
+    assert point == pytest.approx(theirs[""]) and low < point < high
+    np.testing.assert_allclose([low, high], np.ravel(intervals[""]), atol=0.05)  # theirs has few repetitions
+
+
+def test_tasks_may_have_different_numbers_of_seeds():
+    point, low, high = probability_of_improvement([[1, 2, 3], [0]], [[0, 2], [1, 1, 1]])
+    assert point == pytest.approx((4.5 / 6 + 0) / 2) and low <= point <= high
+
+
+def test_a_return_holds_until_the_next_episode_ends():
+    episodes = {"global_step": np.array([10.0, 20.0, 40.0]), "episodic_return": np.array([1.0, 3.0, 5.0])}
+    run = Run("", {}, {}, episodes, {})
+    np.testing.assert_allclose(mean_returns(run, np.array([10.0, 20.0, 25.0, 45.0])), [1, 3, (15 * 3 + 5 * 5) / 20])
+
+
+def test_the_share_of_a_rate_is_that_of_the_timesteps_of_all_runs():
+    pulls = [(np.array([10.0, 30.0]), [0.1, 0.2]), (np.array([20.0]), [0.2]), (np.array([]), [])]
+    shares = share_of_rates([0.1, 0.2], pulls, np.array([0.0, 10, 20, 30, 40]))
+    np.testing.assert_allclose(shares, [[0.5, 0, 0, np.nan], [0.5, 1, 1, np.nan]])
