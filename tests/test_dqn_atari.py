@@ -297,14 +297,15 @@ def test_without_a_bandit_rounds_are_logged_without_arms(control, script, train,
 @pytest.mark.parametrize(("name", "num_envs"), [("dqn", 1), ("dqn", 3), ("iqn", 1)])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(name, num_envs, start, tmp_path):
     few = FEW_QUANTILES if name == "iqn" else ""
-    options = f"{SMALL} {few} --total-timesteps {600 * num_envs} --num-envs {num_envs} --end-e 0.5"
+    options = f"{SMALL} {few} --total-timesteps {600 * num_envs} --learning-starts {450 * num_envs}"  # a game must end
+    options += f" --num-envs {num_envs} --end-e 0.5 --save-model"
     command = f"{name}_atari_lrrl.py --env-id ALE/Breakout-v5 {options}"
     seeds = [1, 1, 2] if (name, num_envs) == ("dqn", 1) else [1, 1]
     processes = [start(f"{command} --seed {seed} --exp-name {n}", fresh=n == 0) for n, seed in enumerate(seeds)]
     assert not any(process.wait() for process in processes)
     first, second, *others = map(RunFolder, sorted((tmp_path / "runs").iterdir(), key=lambda p: p.name[-20:]))
     assert len(first.episodes["episodic_return"]) > 0
-    for file in ("episodes.csv", "rounds.csv"):
+    for file in ("episodes.csv", "rounds.csv", "model.pt"):
         assert first.bytes(file) == second.bytes(file) and all(first.bytes(file) != x.bytes(file) for x in others)
 
 
@@ -410,7 +411,7 @@ def test_compiled_and_bfloat16_updates_stay_close_to_plain_ones(options, script,
     real_compile = torch.compile
     count = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(1) or real_compile(f, backend=count))
-    small = f"{small} --total-timesteps 400 --bandit uniform --save-model --gamma 0.5"
+    small = f"{small} --total-timesteps 240 --bandit uniform --save-model --gamma 0.5"
     plain, other = train(module.main, small), train(module.main, f"{small} {options}")
     assert len(compiled) == (options == "--compile") and count.frame_count <= 1  # every rate runs the same code
     a, b = (torch.load(run.path / "model.pt", weights_only=True)["q_network"] for run in (plain, other))
