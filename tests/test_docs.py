@@ -169,6 +169,15 @@ def put_in_place(path, has):
     return str(path)
 
 
+def report_on(words):
+    """report.py without figures, which have tests of their own, on a published study or on runs of these tests."""
+    path, *words = words
+    if (ROOT / path).is_file() and "--compact" not in words:
+        run_script("report", [str(ROOT / path), *words, "--no-figures", "--output", "published"])
+    else:
+        run_script("report", [put_in_place(path, "."), *words, "--no-figures"])
+
+
 def play(words, monkeypatch):
     """play.py without pictures, which take long and need a driver: a model is loaded, and an episode played."""
     import play as module
@@ -266,7 +275,7 @@ def make_call(words, done, monkeypatch):
     elif name == "play":
         play(words, monkeypatch)
     elif name == "report":
-        run_script(name, [put_in_place(words[0], "."), *words[1:], "--no-figures"])  # they have tests of their own
+        report_on(words)
     elif "--resume" in words:
         i = words.index("--resume")
         task = re.match(r"(?:.*/)?(\w+-v\d)__", words[i + 1])
