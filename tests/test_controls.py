@@ -160,7 +160,7 @@ def test_automatic_rounds_end_when_they_say_so(script, train, monkeypatch):
     monkeypatch.setattr(module, "Rounds", make_rounds)
     monkeypatch.setattr(Rounds, "close", lambda self: durations.append(self.durations) or close(self))
     monkeypatch.setattr(Rounds, "is_over", property(lambda self: len(self.observations) == 2))
-    small = small.replace("--bandit-interval 40", "--bandit-interval auto")
+    small = small.replace("--bandit-interval 40", "--bandit-interval auto --bandit-feedback reward")
     observation = {ppo: rollout, sac: 20}.get(module, 40)
     run = train(module.main, f"{small} --total-timesteps {4 * observation}")  # one before it, a round and a bit
     assert stretches == [{ppo: stretches[0], sac: 1000}.get(module, 2000)]
