@@ -197,7 +197,7 @@ def test_a_link_in_a_run_folder_is_not_written_through(name, stopped, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["curves.png", "model.pt", ".summary.json.new", ".checkpoint.pt.new"])
-def test_links_where_a_run_will_write_are_replaced(name, stopped, tmp_path):
+def test_links_where_a_run_will_write_are_replaced(name, stopped, tmp_path, figures):
     (tmp_path / "precious").write_text("precious")
     (stopped / name).unlink(missing_ok=True)
     (stopped / name).symlink_to(tmp_path / "precious")
@@ -205,7 +205,7 @@ def test_links_where_a_run_will_write_are_replaced(name, stopped, tmp_path):
     assert (tmp_path / "precious").read_text() == "precious" and not (stopped / name).is_symlink()
 
 
-def test_a_pipe_where_a_run_will_write_does_not_stop_it(stopped):
+def test_a_pipe_where_a_run_will_write_does_not_stop_it(stopped, figures):
     for name in ("curves.png", "model.pt"):
         (stopped / name).unlink(missing_ok=True)
         os.mkfifo(stopped / name)
