@@ -67,6 +67,8 @@ def make_update(args, optimizer, gradients):
     step, device = without_hooks(optimizer), parameters[0].device
     if args.compile:
         gradients = compiled(gradients, device)
+        if isinstance(optimizer, torch.optim.RMSprop) and device.type == "cpu":
+            step = compiled(step, device)  # the others have fused steps
 
     def update(*inputs):
         values, to_log = gradients(*inputs)
