@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bandits import Rounds
-from lrrl_utils.atari import choose_replay_device, evaluate
+from lrrl_utils.atari import evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, parse_args
 from lrrl_utils.minatar import MinAtarGames
@@ -59,7 +59,6 @@ class Args:
     total_timesteps: Count = 5_000_000  # timesteps of the run, each of them a frame, summed over games
     num_envs: Count = 1  # games played side by side; the updates per timestep stay the same
     buffer_size: int = 100_000  # capacity of the replay, in timesteps
-    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"  # where observations are; auto: on the GPU if they fit
     gamma: Share = 0.99  # discount factor
     update_horizon: Count = 1  # n of the n-step returns
     target_network_frequency: Count = 1_000  # timesteps between copies to the target network
@@ -130,28 +129,16 @@ def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, di
 
 
 class ReplayBuffer:
-    """A ring for each game. A slot holds an observation and what came of it.
+    """A ring for each game, in NumPy. A slot holds an observation and what came of it; memory is taken as it fills."""
 
-    Observations may be on a GPU; all else is small and stays in NumPy, as do the draws. Memory is taken as the rings
-    fill (on a GPU, all at once).
-    """
-
-    def __init__(self, args, buffer_size, obs_shape, obs_device, device):
+    def __init__(self, args, buffer_size, obs_shape, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
-        self.dtype = self.slot_of(obs_shape)
+        fields = [("obs", "?", obs_shape), ("action", "u1"), ("reward", "f4")]
+        self.dtype = np.dtype(fields + [("termination", "?"), ("truncation", "?"), ("final", "?")])
         self.rings, self.capacity = args.num_envs, buffer_size // args.num_envs
-        self.obs = torch.empty((args.num_envs * self.capacity, *obs_shape), dtype=torch.bool, device=obs_device)
-        shape = (args.num_envs, self.capacity)
-        self.actions = np.zeros(shape, np.uint8)
-        self.rewards = np.zeros(shape, np.float32)
-        self.terminations, self.truncations, self.final = (np.zeros(shape, bool) for _ in range(3))
+        self.slots = np.zeros((args.num_envs, self.capacity), self.dtype)
         self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
         self.journal = None  # called with a game, an index and a slot
-
-    @staticmethod
-    def slot_of(obs_shape):
-        fields = [("obs", "?", obs_shape), ("action", "u1"), ("reward", "f4")]
-        return np.dtype(fields + [("termination", "?"), ("truncation", "?"), ("final", "?")])
 
     def add(self, envs, obs, actions=0, rewards=0.0, terminations=False, truncations=False, final=False):
         """Write a slot for each of `envs` (indices): observations, (k, 10, 10, channels), and what followed.
@@ -159,9 +146,8 @@ class ReplayBuffer:
         After a truncation the `final` observation has to follow as a slot of its own, to bootstrap from.
         """
         slots = np.empty(len(envs), self.dtype)
-        for name, values in zip(self.dtype.names, (obs, actions, rewards, terminations)):
+        for name, values in zip(self.dtype.names, (obs, actions, rewards, terminations, truncations, final)):
             slots[name] = values
-        slots["truncation"], slots["final"] = truncations, final
         indices = self.count[envs]
         self.write(envs, indices, slots)
         if self.journal:
@@ -170,12 +156,7 @@ class ReplayBuffer:
 
     def write(self, envs, t, slots):
         """Write `slots`, (k,), each of which is the `t`-th of its game, (k,); `envs` are indices, (k,) or one."""
-        place = envs, t % self.capacity
-        indices = torch.from_numpy(place[0] * self.capacity + place[1]).to(self.obs.device)
-        self.obs[indices] = torch.from_numpy(slots["obs"]).to(self.obs.device)
-        self.actions[place], self.rewards[place] = slots["action"], slots["reward"]
-        self.terminations[place], self.truncations[place] = slots["termination"], slots["truncation"]
-        self.final[place] = slots["final"]
+        self.slots[envs, t % self.capacity] = slots
         np.maximum.at(self.count, np.broadcast_to(envs, t.shape), t + 1)
 
     def sample(self, rng, batch_size):
@@ -186,22 +167,20 @@ class ReplayBuffer:
         oldest = np.maximum(self.count - self.capacity, 0)
         envs = rng.integers(len(self.count), size=batch_size)
         t = rng.integers(oldest[envs], self.count[envs] - self.n)
-        while (final := self.final[envs, t % self.capacity]).any():  # nothing follows a final observation
+        while (final := self.slots["final"][envs, t % self.capacity]).any():  # nothing follows a final observation
             t[final] = rng.integers(oldest[envs[final]], self.count[envs[final]] - self.n)
 
-        window = envs[:, None], (t[:, None] + np.arange(self.n)) % self.capacity
-        ends = self.terminations[window] | self.truncations[window]
+        slots = self.slots[envs[:, None], (t[:, None] + np.arange(self.n + 1)) % self.capacity]  # (batch, n + 1)
+        window, batch = slots[:, :-1], np.arange(batch_size)
+        ends = window["termination"] | window["truncation"]
         reached = np.cumsum(ends, axis=1) - ends == 0  # (batch, n): no end came before this step
         steps = reached.sum(1)
-        rewards = (self.rewards[window] * reached * self.gamma ** np.arange(self.n)).sum(1)
-        discounts = self.gamma**steps * ~(self.terminations[window] & reached).any(1)
+        rewards = (window["reward"] * reached * self.gamma ** np.arange(self.n)).sum(1)
+        discounts = self.gamma**steps * ~(window["termination"] & reached).any(1)
 
-        indices = torch.from_numpy(np.concatenate([envs * self.capacity + x % self.capacity for x in (t, t + steps)]))
-        obs = self.obs.index_select(0, indices.to(self.obs.device)).view(2, batch_size, *self.obs.shape[1:])
-        obs, next_obs = obs.to(self.device, non_blocking=True)
-        others = (self.actions[envs, t % self.capacity].astype(np.int64), *np.float32([rewards, discounts]))
-        actions, rewards, discounts = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in others)
-        return obs, actions, rewards, next_obs, discounts
+        arrays = slots["obs"][batch, 0], slots["action"][:, 0].astype(np.int64), np.float32(rewards)
+        arrays += slots["obs"][batch, steps], np.float32(discounts)
+        return [torch.from_numpy(x).to(self.device, non_blocking=True) for x in arrays]
 
 
 def get_epsilon(args, global_step):
@@ -250,9 +229,7 @@ def main(argv=None):
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
     feedback = "return" if args.bandit_feedback == "return" else "reward"
     rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
-    buffer_size = min(args.buffer_size, args.total_timesteps)
-    replay_device = choose_replay_device(args, buffer_size * ReplayBuffer.slot_of(games.obs_shape).itemsize, device)
-    replay = ReplayBuffer(args, buffer_size, games.obs_shape, replay_device, device)
+    replay = ReplayBuffer(args, min(args.buffer_size, args.total_timesteps), games.obs_shape, device)
 
     def gradients(*minibatch):
         loss, q_values = td_loss(q_network, target_network, args, *minibatch)
@@ -270,7 +247,7 @@ def main(argv=None):
         trained.undo()
         run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
 
-    with Run(args, state, device, bandits, checkpoint, replay, replay_device=replay_device) as run:
+    with Run(args, state, device, bandits, checkpoint, replay) as run:
         games.record_videos(run.folder / "videos")
         run.on_exit.callback(games.close)
         run.on_exit.callback(torch.set_flush_denormal, False)
