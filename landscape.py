@@ -41,7 +41,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FIXED = ("command", "base_learning_rate", "moments", "length")  # what a folder was begun with
-SCRIPTS = ("ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py", "dqn_atari_lrrl.py", "iqn_atari_lrrl.py")
+SCRIPTS = ("ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py")
+SCRIPTS += ("dqn_atari_lrrl.py", "iqn_atari_lrrl.py", "dqn_minatar_lrrl.py")
 SET_HERE = {"lr_control", "learning_rate", "learning_rates", "lr_range", "bandit", "seed", "run_dir", "total_timesteps"}
 SET_HERE |= {"checkpoint_interval", "keep_replay", "resume"}
 
