@@ -3,7 +3,7 @@
     python play.py runs/Hopper-v5__ppo_continuous_lrrl__1__1795445904 --episodes 3
 
 On a machine without a screen, or with --record, videos go to the folder `played` in the run folder. The agent acts as
-in the evaluation: mean actions and frozen normalisation statistics; on Atari, an ε of --eval-e.
+in the evaluation: mean actions and frozen normalisation statistics; in games, an ε of --eval-e.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from lrrl_utils import atari, environments
+from lrrl_utils import atari, environments, minatar
 from lrrl_utils.command_line import parse_args
 from lrrl_utils.files import open_regular, read_json
 from lrrl_utils.numpy_policy import numpy_policy
@@ -84,13 +84,16 @@ def play_task(args, script, options, model):
 
 
 def play_game(args, script, options, model):
-    """Raw returns of Atari games, which are filmed in colour once they have ended."""
+    """Raw returns of games of Atari or MinAtar, which are filmed in colour once they have ended."""
     options.capture_video, options.checkpoint_interval = True, 0
     rng = np.random.default_rng(options.seed)
-    games = atari.AtariGames(options, 1, rng, is_filmed=lambda game: True)
+    is_minatar = options.env_id.startswith("MinAtar/")
+    games_class = minatar.MinAtarGames if is_minatar else atari.AtariGames
+    games = games_class(options, 1, rng, is_filmed=lambda game: True)
     games.record_videos(args.folder / "played")
+    sizes = (games.obs_shape[-1], games.num_actions) if is_minatar else (games.num_actions,)
     quantiles = (options.num_quantile_samples,) if hasattr(options, "num_quantile_samples") else ()
-    q_network = script.QNetwork(games.num_actions, *quantiles)
+    q_network = script.QNetwork(*sizes, *quantiles)
     q_network.load_state_dict(model["q_network"])
     returns = []
     while len(returns) < args.episodes:

@@ -17,7 +17,7 @@ from lrrl_utils.parser import read_comments
 from lrrl_utils.rivals import BanditName, bandits_with
 from lrrl_utils.terminal import option_name
 
-SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl")
+SCRIPTS = ("ppo_continuous_lrrl", "sac_mujoco_lrrl", "dqn_atari_lrrl", "iqn_atari_lrrl", "dqn_minatar_lrrl")
 SCRIPTS += ("nonconvex_lrrl", "benchmark", "landscape", "report", "play")
 DECIDED = {"record": "on without a screen", "compile": "on in a long run"}  # defaults that depend on something
 INTRODUCTION = """\
@@ -46,6 +46,14 @@ that of CleanRL's `dqn_atari.py`. With `dopamine`, ε falls over `--exploration-
 
 | option | `dopamine`: DQN | `dopamine`: IQN | `cleanrl` |
 |---|---|---|---|"""
+MINATAR_PRESETS = """
+## Presets of dqn_minatar_lrrl.py
+
+`minatar` is the agent of MinAtar's authors, `dopamine` that of Obando-Ceron and Castro (arXiv 2011.14826), with the
+network of the former.
+
+| option | `minatar` | `dopamine` |
+|---|---|---|"""
 
 
 def show(x):
@@ -111,6 +119,10 @@ def page():
     for name, value in dqn.CLEANRL.items():
         values = getattr(dqn.Args, name), getattr(iqn.Args, name), value
         yield f"| `{option_name(name)}` | {' | '.join(map(show, values))} |"
+    yield MINATAR_PRESETS
+    minatar = modules["dqn_minatar_lrrl"]
+    for name, value in minatar.DOPAMINE.items():
+        yield f"| `{option_name(name)}` | {show(getattr(minatar.Args, name))} | {show(value)} |"
 
 
 if __name__ == "__main__":

@@ -50,11 +50,12 @@ class AtariGames:
         episodes: the (return, length in timesteps) of the games that ended with the last timestep.
     """
 
+    SCREEN = 160, 210  # width and height of a film
+
     def __init__(self, args, num_envs, rng, is_filmed=capped_cubic_video_schedule):
-        self._args, self._rng, self._envs, self._is_filmed = args, rng, make_envs(args, num_envs), is_filmed
-        self._fire = None
-        if args.fire_reset and ale_py.Action.FIRE in self._envs.ale.get_action_set():
-            self._fire = self._envs.ale.get_action_set().index(ale_py.Action.FIRE)
+        self._args, self._rng, self._is_filmed = args, rng, is_filmed
+        self._envs = self.make_envs(num_envs)
+        self._fire = self.find_fire()
         self._folder = None  # for videos
         self.returns, self.steps = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self.life_lost = np.zeros(num_envs, bool)
@@ -66,6 +67,14 @@ class AtariGames:
         self.obs, info = self._envs.reset(seed=seeds)
         self.lives = info["lives"]
         self.start_film(int(seeds[0]))
+
+    def make_envs(self, num_envs):
+        return make_envs(self._args, num_envs)
+
+    def find_fire(self):
+        """The action FIRE where the game has it and --fire-reset asks for it, else None."""
+        actions = self._envs.ale.get_action_set() if self._args.fire_reset else []
+        return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
 
     @property
     def num_actions(self):
@@ -140,16 +149,21 @@ class AtariGames:
         seed, *actions = self.film
         self.film = []
         say(f"filming game {self.game}, {len(actions)} timesteps")
-        envs = make_envs(self._args, 1, grayscale=False, stack_num=1, img_height=210, img_width=160)
         self._folder.mkdir(exist_ok=True)
         path = str(self._folder / f"game-{self.game}.mp4")
-        video = imageio_ffmpeg.write_frames(path, (160, 210), fps=15, macro_block_size=2)
+        video = imageio_ffmpeg.write_frames(path, self.SCREEN, fps=15, macro_block_size=2)
         video.send(None)
+        for frame in self.play_in_colour(seed, actions):
+            video.send(frame.tobytes())
+        video.close()
+
+    def play_in_colour(self, seed, actions):
+        """The picture before each of `actions`."""
+        envs = make_envs(self._args, 1, grayscale=False, stack_num=1, img_height=210, img_width=160)
         obs, _ = envs.reset(seed=np.array([seed]))
         for action in actions:
-            video.send(obs[0, 0].tobytes())
+            yield obs[0, 0]
             obs, *_ = envs.step(np.array([action]))
-        video.close()
 
     # CHECKPOINTS
 
@@ -181,12 +195,12 @@ class AtariGames:
                     self._envs.reset(seed=np.full(done.sum(), -1), options={"reset_mask": done})
 
 
-def evaluate(args, act, run):
+def evaluate(args, act, run, games_class=AtariGames):
     """Raw returns of `args.eval_episodes` games; `act` is a function from observations and a generator to actions."""
     args = copy.copy(args)
     args.capture_video, args.checkpoint_interval = False, 0
     rng = np.random.default_rng(args.seed)
-    games, returns = AtariGames(args, 1, rng), []
+    games, returns = games_class(args, 1, rng), []
     while len(returns) < args.eval_episodes:
         actions = act(games.obs, rng)
         games.press_fire(actions)  # as in training

@@ -22,9 +22,10 @@ def make_optimizer(args, parameters, learning_rate, eps):
     """
     if args.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=args.momentum, fused=True)
-    elif args.optimizer == "rmsprop":
-        options = {"alpha": 0.95, "eps": eps, "momentum": args.momentum}
-        optimizer = torch.optim.RMSprop(parameters, lr=learning_rate, **options, capturable=learning_rate.is_cuda)
+    elif args.optimizer in ("rmsprop", "centered-rmsprop"):
+        options = {"centered": True} if args.optimizer == "centered-rmsprop" else {"momentum": args.momentum}
+        options |= {"alpha": 0.95, "eps": eps, "capturable": learning_rate.is_cuda}
+        optimizer = torch.optim.RMSprop(parameters, lr=learning_rate, **options)
     else:
         capturable = args.compile and learning_rate.is_cuda
         optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=eps, fused=True, capturable=capturable)
@@ -66,6 +67,8 @@ def make_update(args, optimizer, gradients):
     step, device = without_hooks(optimizer), parameters[0].device
     if args.compile:
         gradients = compiled(gradients, device)
+        if isinstance(optimizer, torch.optim.RMSprop) and device.type == "cpu":
+            step = compiled(step, device)  # the others have fused steps
 
     def update(*inputs):
         values, to_log = gradients(*inputs)

@@ -12,7 +12,7 @@ def test_a_row_has_both_rates_and_their_ratio(monkeypatch, capsys):
     monkeypatch.setattr(speed, "measure", lambda script, *options: 1500.0 if "--compile" in options else 1000.0)
     speed.main([])
     header, _, *rows = capsys.readouterr().out.splitlines()
-    assert rows[0] == "| ppo_continuous_lrrl.py | 1,000 | 1,500 | 1.50 |" and len(rows) == 4
+    assert rows[0] == "| ppo_continuous_lrrl.py | 1,000 | 1,500 | 1.50 |" and len(rows) == 5
 
 
 def test_a_name_that_is_no_script_is_refused_in_one_line(refused):

@@ -20,6 +20,7 @@ OPTIMIZERS = {  # name: options
     "adamrel": {},
     "rmsprop": {"momentum": 0.9},
     "rmsprop without momentum": {"momentum": 0.0},
+    "centered-rmsprop": {},
     "sgd": {"momentum": 0.9},
     "sgd without momentum": {"momentum": 0.0},
 }

@@ -1,0 +1,329 @@
+"""DQN on MinAtar, its learning rate chosen by a multi-armed bandit while it trains (LRRL).
+
+    python dqn_minatar_lrrl.py --env-id MinAtar/Breakout-v0 --seed 1
+
+LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: A Bandit Approach", arXiv 2410.12598.
+DQN: Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015.
+MinAtar, and DQN there: Young and Tian, arXiv 1903.03176. The package is optional: pip install minatar==1.0.15
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bandits import Rounds
+from lrrl_utils.atari import evaluate
+from lrrl_utils.checkpoints import load_checkpoint
+from lrrl_utils.command_line import bandit_options, check, parse_args
+from lrrl_utils.minatar import MinAtarGames
+from lrrl_utils.optimizers import make_optimizer, make_update, relative_update, reset_step_counts
+from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
+from lrrl_utils.rivals import BanditName, make_bandit
+from lrrl_utils.run import Run
+from lrrl_utils.schedules import ArmSet, scheduled_rate
+from lrrl_utils.state import Undoable
+from lrrl_utils.terminal import reject_errors
+
+
+@dataclass
+class Args:
+    # RUN
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]  # the name of this experiment
+    seed: Seed = 1  # seed of every random generator
+    torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
+    cuda: bool = True  # whether to use a GPU if there is one
+    compile: bool = False  # whether to compile the updates
+    amp: bool = False  # whether networks run in bfloat16, Q-values included (parameters, updates and loss: float32)
+    track: bool = False  # whether to track the run with Weights & Biases (WANDB_MODE=offline needs no network)
+    wandb_project_name: str = "lrrl"  # the project in Weights & Biases
+    wandb_entity: str | None = None  # the entity (team) in Weights & Biases
+    capture_video: bool = False  # whether to record videos of the first game into the run folder
+    save_model: bool = False  # whether to save the trained Q-network into the run folder
+    eval_episodes: Whole = 0  # games to evaluate the trained agent on, with an ε of eval-e
+    run_dir: str = "runs"  # parent of the run folders
+    checkpoint_interval: Whole = 0  # timesteps between checkpoints in the run folder; 0: none
+    keep_replay: bool = False  # whether a finished run keeps the file of its replay, to go on with more timesteps later
+    resume: str | None = None  # a run folder, to go on with from its last checkpoint; its options stay as they were
+
+    # ALGORITHM
+    # -v0 has all six actions, as in the paper, -v1 those that do something; both repeat an action with probability 0.1
+    env_id: str = "MinAtar/Breakout-v0"
+    # whose defaults to use: those shown here, of MinAtar's authors, or Dopamine's; an option that is given wins
+    preset: Literal["minatar", "dopamine"] = "minatar"
+    total_timesteps: Count = 5_000_000  # timesteps of the run, each of them a frame, summed over games
+    num_envs: Count = 1  # games played side by side; the updates per timestep stay the same
+    buffer_size: int = 100_000  # capacity of the replay, in timesteps
+    gamma: Share = 0.99  # discount factor
+    update_horizon: Count = 1  # n of the n-step returns
+    target_network_frequency: Count = 1_000  # timesteps between copies to the target network
+    batch_size: Count = 32  # transitions of a minibatch
+    start_e: Share = 1.0  # ε, the probability of a random action, before it falls
+    end_e: Share = 0.1  # ε after it has fallen
+    eval_e: Share = 0.001  # ε in the evaluation
+    exploration_steps: Count = 100_000  # timesteps over which ε falls, after learning has started
+    learning_starts: int = 5_000  # timesteps before the first update
+    train_frequency: Count = 1  # timesteps between updates
+    loss: Literal["mse", "huber"] = "huber"  # what the loss makes of the temporal-difference errors
+    # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
+    optimizer: Literal["adam", "adamrel", "rmsprop", "centered-rmsprop", "sgd"] = "centered-rmsprop"
+    momentum: Momentum = 0.9  # of rmsprop and sgd
+    adam_eps: Positive = 0.01  # the ε of Adam and RMSProp
+
+    # LEARNING RATE
+    # what sets the learning rate: a bandit, nothing, or a schedule (linear and cosine end at 0)
+    lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
+    learning_rate: Rate = 2.5e-4  # the rate of the controls but bandit and cyclic (a schedule's first one)
+    lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
+    cyclic_base_lr: Rate = 6.25e-5  # the lowest rate of the cyclic schedule, a triangle (Smith, arXiv 1506.01186)
+    cyclic_max_lr: float = 1e-3  # the highest rate of the cyclic schedule
+    cyclic_half_period: Count = 100_000  # timesteps from the lowest rate to the highest
+    # the bandit's arms: rates, or by name some of these five (all5, lowest3, middle3, highest3, sparse3)
+    learning_rates: tuple[Rate, ...] | ArmSet = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3)
+    lr_range: tuple[Rate, Rate] | None = None  # in place of arms: the ends of a range, 25 rates in equal ratios
+    # peak: ours; lrrl: the paper's; uniform, prior: controls, which learn nothing; exp3, moss, ducb, wucb: others'
+    bandit: BanditName = "peak"
+    # κ, the shortest round in timesteps; auto: 2 to 8 stretches of 2,000, until their trend stands out of the noise
+    bandit_interval: Count | Literal["auto"] = "auto"
+    bandit_step_size: Positive = 0.2  # α, the step size of the weights
+    bandit_decay: PositiveShare | None = None  # δ, what an arm keeps from round to round (lrrl: 0.9; exp3, ducb: 0.98)
+    bandit_window: Window = 5  # j, the rounds that an improvement is measured against
+    # a round's performance: mean reward of a timestep, or mean return of the games that ended
+    bandit_feedback: Literal["reward", "return"] = "reward"
+    rollback: bool = True  # whether a round that ruins the agent or its numbers is undone and charged to its arm
+
+
+# of JohanSamir/revisiting_rainbow (Configs/dqn_*.gin); the defaults above: kenjyoung/MinAtar's examples/dqn.py
+DOPAMINE = {"total_timesteps": 10_000_000, "learning_starts": 1_000, "train_frequency": 4}
+DOPAMINE |= {"end_e": 0.01, "exploration_steps": 250_000, "optimizer": "adam", "adam_eps": 3.125e-4}
+
+
+class QNetwork(nn.Module):
+    """Young and Tian (2019). Observations are (batch, 10, 10, channels) bool."""
+
+    def __init__(self, num_channels, num_actions):
+        super().__init__()
+        relu = nn.ReLU(inplace=True)
+        self.features = nn.Sequential(nn.Conv2d(num_channels, 16, 3), relu, nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(1024, 128), relu, nn.Linear(128, num_actions))
+        self.num_actions = num_actions
+
+    def q_values(self, obs):
+        return self.head(self.features(obs.permute(0, 3, 1, 2).float()))
+
+
+def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
+    """The loss of one minibatch (Mnih et al., 2015) and, for the log, its Q-values; see `sample`."""
+    with torch.no_grad(), torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
+        next_q_values = target_network.q_values(next_obs).float().max(1).values
+    with torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
+        q_values = q_network.q_values(obs).float().gather(1, actions[:, None]).squeeze(1)
+    targets = rewards + discounts * next_q_values
+    loss = F.mse_loss(q_values, targets) if args.loss == "mse" else F.huber_loss(q_values, targets)
+    return loss, q_values.detach()
+
+
+class ReplayBuffer:
+    """A ring for each game, in NumPy. A slot holds an observation and what came of it; memory is taken as it fills."""
+
+    def __init__(self, args, buffer_size, obs_shape, device):
+        self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
+        fields = [("obs", "?", obs_shape), ("action", "u1"), ("reward", "f4")]
+        self.dtype = np.dtype(fields + [("termination", "?"), ("truncation", "?"), ("final", "?")])
+        self.rings, self.capacity = args.num_envs, buffer_size // args.num_envs
+        self.slots = np.zeros((args.num_envs, self.capacity), self.dtype)
+        self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
+        self.journal = None  # called with a game, an index and a slot
+
+    def add(self, envs, obs, actions=0, rewards=0.0, terminations=False, truncations=False, final=False):
+        """Write a slot for each of `envs` (indices): observations, (k, 10, 10, channels), and what followed.
+
+        After a truncation the `final` observation has to follow as a slot of its own, to bootstrap from.
+        """
+        slots = np.empty(len(envs), self.dtype)
+        for name, values in zip(self.dtype.names, (obs, actions, rewards, terminations, truncations, final)):
+            slots[name] = values
+        indices = self.count[envs]
+        self.write(envs, indices, slots)
+        if self.journal:
+            for env, index, slot in zip(envs, indices, slots):
+                self.journal(env, index, slot)
+
+    def write(self, envs, t, slots):
+        """Write `slots`, (k,), each of which is the `t`-th of its game, (k,); `envs` are indices, (k,) or one."""
+        self.slots[envs, t % self.capacity] = slots
+        np.maximum.at(self.count, np.broadcast_to(envs, t.shape), t + 1)
+
+    def sample(self, rng, batch_size):
+        """Uniform transitions, as tensors: observations, actions, n-step returns, observations after them, discounts.
+
+        A return is cut at the end of a game. Its discount is γ to the power of its steps, 0 at a termination.
+        """
+        oldest = np.maximum(self.count - self.capacity, 0)
+        envs = rng.integers(len(self.count), size=batch_size)
+        t = rng.integers(oldest[envs], self.count[envs] - self.n)
+        while (final := self.slots["final"][envs, t % self.capacity]).any():  # nothing follows a final observation
+            t[final] = rng.integers(oldest[envs[final]], self.count[envs[final]] - self.n)
+
+        slots = self.slots[envs[:, None], (t[:, None] + np.arange(self.n + 1)) % self.capacity]  # (batch, n + 1)
+        window, batch = slots[:, :-1], np.arange(batch_size)
+        ends = window["termination"] | window["truncation"]
+        reached = np.cumsum(ends, axis=1) - ends == 0  # (batch, n): no end came before this step
+        steps = reached.sum(1)
+        rewards = (window["reward"] * reached * self.gamma ** np.arange(self.n)).sum(1)
+        discounts = self.gamma**steps * ~(window["termination"] & reached).any(1)
+
+        arrays = slots["obs"][batch, 0], slots["action"][:, 0].astype(np.int64), np.float32(rewards)
+        arrays += slots["obs"][batch, steps], np.float32(discounts)
+        return [torch.from_numpy(x).to(self.device, non_blocking=True) for x in arrays]
+
+
+def get_epsilon(args, global_step):
+    """ε falls linearly once learning has started."""
+    progress = (global_step - args.learning_starts) / args.exploration_steps
+    return args.start_e + (args.end_e - args.start_e) * min(max(progress, 0), 1)
+
+
+def act(q_network, args, obs, epsilon, rng):
+    """ε-greedy actions for observations, (k, 10, 10, channels) bool, as an array."""
+    explore = rng.random(len(obs)) < epsilon
+    actions = rng.integers(q_network.num_actions, size=len(obs))
+    if not explore.all():
+        device = next(q_network.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            greedy = q_network.q_values(torch.from_numpy(obs).to(device)).argmax(1)
+        actions = np.where(explore, actions, greedy.cpu().numpy())
+    return actions
+
+
+def main(argv=None):
+    args = parse_args(Args, argv, presets={"dopamine": DOPAMINE})
+    check(args, f"[{args.train_frequency}, inf)", "bandit_interval")
+    check(args, f"[{max(args.batch_size, args.num_envs * (args.update_horizon + 8))}, inf)", "buffer_size")
+    args.total_timesteps -= args.total_timesteps % args.num_envs
+    check(args, f"[{args.num_envs * (args.update_horizon + 1)}, {args.total_timesteps})", "learning_starts")
+    checkpoint = load_checkpoint(args)
+
+    # SET UP
+    torch.manual_seed(args.seed)  # for initial weights (and IQN's quantiles); `rng` or the bandit draws all else
+    torch.set_flush_denormal(True)  # dead ReLUs leave numbers that small in Adam's moments, which slow it down sixfold
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    rng = np.random.default_rng(args.seed)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+    games = MinAtarGames(args, args.num_envs, rng)
+    q_network, target_network = (QNetwork(games.obs_shape[-1], games.num_actions).to(device) for _ in range(2))
+    target_network.load_state_dict(q_network.state_dict())
+    learning_rate = torch.tensor(args.learning_rate, device=device)
+    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.adam_eps)
+    bandits = {}
+    if args.lr_control == "bandit":
+        with reject_errors("--learning-rates"):
+            bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
+    can_undo = args.rollback and bool(bandits)
+    stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
+    feedback = "return" if args.bandit_feedback == "return" else "reward"
+    rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
+    replay = ReplayBuffer(args, min(args.buffer_size, args.total_timesteps), games.obs_shape, device)
+
+    def gradients(*minibatch):
+        loss, q_values = td_loss(q_network, target_network, args, *minibatch)
+        losses = {"losses/td_loss": loss.detach(), "losses/q_values": q_values.mean()}
+        return torch.autograd.grad(loss, list(q_network.parameters()), allow_unused=True), losses
+
+    update = make_update(args, optimizer, gradients)
+    losses = {}  # of the latest update
+    trained = Undoable(q_network, target_network, optimizer)
+    torch_rng = torch.cuda.default_generators[device.index or 0] if learning_rate.is_cuda else torch.default_generator
+    state = {"trained": trained, "learning_rate": learning_rate, "bandits": bandits, "rounds": rounds}
+    state |= {"rng": rng, "torch_rng": torch_rng, "games": games, "losses": losses}
+
+    def undo_round(global_step, reason):
+        trained.undo()
+        run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
+
+    with Run(args, state, device, bandits, checkpoint, replay) as run:
+        games.record_videos(run.folder / "videos")
+        run.on_exit.callback(games.close)
+        run.on_exit.callback(torch.set_flush_denormal, False)
+        every_game = np.arange(args.num_envs)
+
+        for global_step in range(run.global_step + args.num_envs, args.total_timesteps + 1, args.num_envs):
+            previous_step = global_step - args.num_envs
+            if not bandits:
+                learning_rate.fill_(scheduled_rate(args, previous_step))
+
+            # ACT
+            with run.checkpoint_if_it_fails(previous_step, "rng", "torch_rng"):
+                obs = games.obs
+                actions = act(q_network, args, obs, get_epsilon(args, global_step), rng)
+                next_obs, rewards, terminations, truncations = games.step(actions)
+            for episodic_return, episodic_length in games.episodes:
+                run.log_episode(global_step, episodic_return, episodic_length)
+
+            # STORE
+            replay.add(every_game, obs, actions, rewards, terminations, truncations)
+            if truncations.any():
+                replay.add(every_game[truncations], next_obs[truncations], final=True)
+            games.start_games(terminations | truncations)
+
+            # LOG: the latest update so far
+            is_logged = global_step % (100 * args.num_envs) == 0 or global_step == args.total_timesteps
+            if is_logged:
+                run.progress(global_step, learning_rate if losses else None)
+                if losses:
+                    scalars = {name: value.item() for name, value in losses.items()}
+                    scalars["charts/epsilon"] = get_epsilon(args, global_step)
+                    run.log_scalars(scalars | {"charts/learning_rate": learning_rate.item()}, global_step)
+                    if not can_undo and not math.isfinite(scalars["losses/td_loss"]):
+                        raise FloatingPointError(f"learning rate {learning_rate:g}: the loss is not finite")
+
+            # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
+            # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
+            num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
+            num_updates *= global_step > args.learning_starts
+            rounds.earn(rewards.sum(), args.num_envs, [episodic_return for episodic_return, _ in games.episodes])
+            if rounds.has_collapsed:
+                undo_round(global_step, "performance has collapsed")
+            elif losses and (is_logged or rounds.is_over) and rounds.is_ruined_by(losses["losses/td_loss"].item(), 0.1):
+                undo_round(global_step, "the loss is ruinous")
+            elif rounds.is_over and can_undo and not trained.is_finite:
+                undo_round(global_step, "parameters are not finite")
+            elif rounds.is_over:
+                run.log_rounds(global_step, rounds.close(), learning_rate)
+            if num_updates and not rounds.is_open:
+                for bandit in bandits.values():
+                    if bandit.needs_update_size:
+                        minibatch = replay.sample(rng, args.batch_size)
+                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
+                rounds.begin(previous_step / args.total_timesteps)  # draws an arm
+                trained.keep()
+                if bandits:
+                    learning_rate.fill_(bandits["agent"].learning_rate)
+
+            # LEARN
+            for _ in range(num_updates):
+                losses.update(update(*replay.sample(rng, args.batch_size)))
+            if global_step // args.target_network_frequency > previous_step // args.target_network_frequency:
+                target_network.load_state_dict(q_network.state_dict())
+                if args.optimizer == "adamrel":
+                    reset_step_counts(optimizer)
+
+            if args.checkpoint_interval and global_step % args.checkpoint_interval < args.num_envs:
+                games.reseed()
+            run.end_step(global_step)
+
+        if args.save_model:
+            run.save_model({"q_network": q_network.state_dict()})
+        if args.eval_episodes:
+            policy = lambda obs, rng: act(q_network, args, obs, args.eval_e, rng)  # noqa: E731
+            run.summary["eval_returns"] = evaluate(args, policy, run, MinAtarGames)
+
+
+if __name__ == "__main__":
+    main()
