@@ -112,7 +112,9 @@ def test_as_many_gradients_are_needed_as_there_are_parameters():
         make_update(make_arguments("adam"), optimizer, lambda: ([torch.ones(2)], None))()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", sorted(OPTIMIZERS.keys() - {"centered-rmsprop"})
+)  # its steps along one gradient grow for ever
 def test_the_relative_update_is_what_steps_along_one_gradient_come_to_and_leaves_no_trace(name):
     parameters = [nn.Parameter(torch.full((3,), 2.0)), nn.Parameter(torch.tensor([[1.0], [-3.0]]))]
     parameters.append(nn.Parameter(torch.ones(2)))  # which has no gradient
