@@ -93,8 +93,9 @@ def relative_update(trained, optimizer, update, *inputs):
     """How far a step of `optimizer` moves its parameters at a learning rate of 1, relative to their norm: ‖Δθ‖ / ‖θ‖.
 
     That is the step that it comes to if the gradient stays what it is in `update(*inputs)`, which is undone: the
-    gradient in SGD, its sign in Adam and RMSProp (as if their ε were 0, and centred or not), and 1 / (1 − momentum) times as much with
-    momentum. `trained` is what the update changes, an `Undoable`. Of several groups of parameters, the first counts.
+    gradient in SGD, its sign in Adam and RMSProp (as if their ε were 0 and RMSProp not centred), and 1 / (1 − momentum)
+    times as much with momentum. `trained` is what the update changes, an `Undoable`. Of several groups of parameters,
+    the first counts.
     """
     parameters = optimizer.param_groups[0]["params"]
     trained.keep()
