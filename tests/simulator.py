@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bandits import Rounds
-from lrrl_utils.measures import read_csv
+from lrrl_utils.compact import read_parquet
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 CALIBRATION = Path(__file__).parent / "calibration.json"
@@ -94,15 +94,15 @@ def live(bandit, agent):
 
 
 def calibrate(folder):
-    """The statistics of the published runs below `folder`, medians over runs; noise is 1 by definition.
+    """The statistics of the published runs of a study, medians over runs; noise is 1 by definition.
 
     With f the performances of a run and a line fitted through each 15 of them that follow each other: the noise is the
     deviation from the lines; outliers are further below than 3 robust deviations; the delay is the correlation of
     neighbouring deviations; the speed is the steepest tenth of the lines' slopes, over the noise.
     """
     rows = []
-    for path in sorted(Path(folder).glob("*/rounds.csv")):
-        performances = read_csv(path)["performance"]
+    for record in sorted(read_parquet(Path(f"{folder}.parquet")), key=lambda record: record.folder):
+        performances = record.rounds["performance"]
         t = np.arange(15) - 7.0
         slopes, residuals, products = [], [], []
         for i in range(len(performances) - 14):

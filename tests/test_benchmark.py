@@ -195,7 +195,7 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--command", "nowhere_lrrl.py"], "must begin with one of dqn_atari_lrrl.py iqn_atari_lrrl.py"),
+        (["--command", "nowhere_lrrl.py"], "must begin with one of dqn_atari_lrrl.py dqn_minatar_lrrl.py"),
         (["--command", "nonconvex_lrrl.py"], "nonconvex_lrrl.py is no training script"),
         (["--command", f"{COMMAND} --seed 3"], "--seed is set here"),
         (["--command", f"{COMMAND} --env-id A-v0"], "--env-id is set here"),
