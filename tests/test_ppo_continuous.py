@@ -450,8 +450,9 @@ def test_a_changing_rate_compiles_nothing_anew(train, monkeypatch):
     assert counter.frame_count == 1
 
 
-def test_it_learns_to_push_a_point_home(train):
+@pytest.mark.parametrize("control", ["", "--lr-control constant --learning-rate 3e-3"])
+def test_it_learns_to_push_a_point_home(control, train):
     """The last 10 of 120 episodes return more than -12 on average; random play returns about -75."""
-    options = "--num-steps 200 --num-minibatches 4 --total-timesteps 2400 --lr-control constant --learning-rate 3e-3"
+    options = f"--num-steps 200 --num-minibatches 4 --total-timesteps 2400 {control}"
     run = train(ppo.main, f"--env-id tests.toy_envs:Point-v0 {options}")
     assert run.episodes["episodic_return"][-10:].mean() > -12
