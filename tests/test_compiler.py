@@ -4,10 +4,12 @@ import contextlib
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dqn_atari_lrrl as dqn
@@ -15,6 +17,7 @@ import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from lrrl_utils.compiler import compiled
+from lrrl_utils.optimizers import make_optimizer, make_update
 from tests.conftest import ROOT, only_folder
 
 CPU = torch.device("cpu")
@@ -78,14 +81,50 @@ def test_compiled_gradients_are_those_of_autograd_and_come_from_one_graph(proble
     assert counter.frame_count == 1
 
 
+def step_on_meta(*lists, lr, **_):
+    """Stands in for the fused steps, of which torch has none on the meta device: all that they take has to be there."""
+    tensors = [lr, *(x for tensors in lists for x in tensors)]
+    if {x.device.type for x in tensors} != {"meta"}:
+        raise RuntimeError("expected all tensors on the meta device")
+
+
+@pytest.fixture(scope="module")
+def fused_steps():
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("_fused_adam_", "_fused_sgd_"):
+        library.impl(f"{name}.tensor_lr", step_on_meta, "Meta")
+    yield
+    library._destroy()
+
+
+def move_to_meta(tensors):
+    for tensor in tensors:
+        moved = tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        torch.utils.swap_tensors(tensor, nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved)
+
+
+@pytest.mark.parametrize("optimizer_name", ["adam", "sgd"])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_an_update_keeps_to_one_device(problem, monkeypatch):
+def test_an_update_keeps_to_one_device(problem, optimizer_name, fused_steps, monkeypatch):
     """The meta device takes no tensor of another device, as a GPU would not."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown there
     parameters, loss, inputs = problem("meta")
-    value, *_ = loss(*inputs)
-    gradients = torch.autograd.grad(value, parameters)
-    assert value.device.type == "meta" and [x.shape for x in gradients] == [x.shape for x in parameters]
+    args = SimpleNamespace(optimizer=optimizer_name, momentum=0.9, compile=False)
+    learning_rate, stand_ins = torch.tensor(1e-3), [nn.Parameter(torch.zeros(x.shape)) for x in parameters]
+    optimizer = make_optimizer(args, stand_ins, learning_rate, 1e-8)  # made there, it could not read the rate
+    move_to_meta([learning_rate, *stand_ins, *(x for values in optimizer.state.values() for x in values.values())])
+
+    def gradients(*inputs):
+        value, *_ = loss(*inputs)
+        return torch.autograd.grad(value, parameters), value.detach()
+
+    update = make_update(args, optimizer, gradients)
+    assert update(*inputs).device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        update(*inputs[:-1], torch.zeros(inputs[-1].shape))
+    optimizer.param_groups[0]["lr"] = torch.tensor(1e-3)
+    with pytest.raises(RuntimeError, match="meta"):
+        update(*inputs)
 
 
 def test_a_number_that_changes_is_noticed(monkeypatch):
