@@ -4,21 +4,29 @@ Noise, outliers, delay and speed are those of real PPO, SAC and DQN runs, in `ca
 
     PYTHONPATH=. python tests/simulator.py
 
-makes from the published runs under results/. What the real runs cannot tell is how the drift depends on the rate and on
-time; that is a scenario, and there are several. DESIGN are those that the constants of `bandits.Drift` were chosen on,
-HELD_OUT are others that were not looked at before.
+makes from the published runs under results/. How the drift depends on the rate and on time is a scenario, and there are
+several; DESIGN are those that a first bandit's constants were chosen on, HELD_OUT are others that were not looked at
+before. Or it is measured: results/landscapes/ has what each rate does at each moment of real runs. MEASURED_HELD_OUT
+are those of tasks that no choice has seen. Levels that bandits and constants end at there:
+
+    PYTHONPATH=. python tests/simulator.py levels
 """
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from bandits import Rounds
+from bandits import Rounds, Uniform
 from lrrl_utils.compact import read_parquet
+from lrrl_utils.files import read_json
+from lrrl_utils.rivals import make_bandit
 
 ARMS = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
 CALIBRATION = Path(__file__).parent / "calibration.json"
+RESULTS = Path(__file__).parent.parent / "results"
 SOURCES = {"ppo": "ppo_halfcheetah", "sac": "sac_hopper", "dqn": "dqn_breakout"}
 
 
@@ -79,13 +87,72 @@ DESIGN = ("falling", "jump", "plateau")
 HELD_OUT = ("rising", "cliff", "standing")
 
 
+class MeasuredAgent(Agent):
+    """A simulated agent whose drifts are those of a measured landscape, its rates displaced a little in each life.
+
+    Between the rates and moments that were measured, slopes are interpolated in log η and in time. Below the lowest
+    rate, a drift is in proportion to the rate; above the highest, it falls on as it does between the last two.
+
+    Args:
+        seed: of its noise and its displacement.
+        name: the landscape, one of LANDSCAPES.
+    """
+
+    def __init__(self, seed, name):
+        algorithm, timesteps, step = LANDSCAPES[name]
+        calibration = json.loads(CALIBRATION.read_text())[algorithm]
+        super().__init__(seed, calibration | {"steps": timesteps // step}, name)
+        self.log_rates, self.moments, self.slopes = read_landscape(name, step)
+        self.moments = self.moments / step
+        self.displacement = 0.15 * self.rng.standard_normal()
+
+    def drifts(self, rates):
+        x = np.log10(rates) + self.displacement
+        now = np.array([np.interp(self.t, self.moments, slopes) for slopes in self.slopes])
+        above = np.maximum(x - self.log_rates[-1], 0) * (now[-1] - now[-2]) / (self.log_rates[-1] - self.log_rates[-2])
+        below = 10 ** np.minimum(x - self.log_rates[0], 0)
+        return np.interp(x, self.log_rates, now) * below + np.minimum(above, 0)
+
+
+# name: algorithm, timesteps of a run, of a step
+LANDSCAPES = {"halfcheetah": ("ppo", 300_000, 2048), "hopper": ("ppo", 300_000, 2048)}
+LANDSCAPES |= {"walker2d": ("ppo", 300_000, 2048), "sac_hopper": ("sac", 40_000, 1000)}
+MEASURED_HELD_OUT = ("walker2d", "sac_hopper")
+UPDATE_SIZES = {"ppo": 5.7, "sac": 20.0}  # relative to the parameters, at a rate of 1; nearly the same in all runs
+
+
+def read_landscape(name, step):
+    """log10 of the rates, (R,), the moments, (M,), and slopes per `step` timesteps, (R, M), in units of the noise.
+
+    The noise is that of the mean return of the episodes in a step. It follows from the errors of the slopes, which were
+    fitted to returns spread over a branch. A branch that has diverged counts as the worst that did not.
+    """
+    folder = RESULTS / "landscapes" / name
+    length = read_json(folder / "landscape.json")["length"]
+    with open(folder / "landscape.csv") as file:
+        rows = [{k: float(row[k]) for k in COLUMNS} for row in csv.DictReader(file)]
+    rates, moments = (sorted({row[k] for row in rows}) for k in ("learning_rate", "moment"))
+    noises = [r["standard_error"] * length / 1e4 * np.sqrt(r["episodes"] / 12) for r in rows]  # of one episode
+    episodes = np.median([row["episodes"] for row in rows]) * step / length
+    noise = np.nanmedian(noises) / np.sqrt(max(episodes, 1))
+    worst = np.nanmin([row["slope"] for row in rows])
+    slopes = [[[] for _ in moments] for _ in rates]
+    for row in rows:
+        slope = row["slope"] if np.isfinite(row["slope"]) else worst
+        slopes[rates.index(row["learning_rate"])][moments.index(row["moment"])].append(slope)
+    return np.log10(rates), np.array(moments), np.mean(slopes, axis=2) * step / 1e4 / noise
+
+
+COLUMNS = ("learning_rate", "moment", "episodes", "slope", "standard_error")
+
+
 def live(bandit, agent):
     """A whole life: `bandit` chooses the rates of `agent`. Returns the level that it ends at, and the arms used."""
     arms, rounds = [], Rounds({"agent": bandit})
     rounds.earn(agent.observe(), 1)
     for _ in range(agent.calibration["steps"]):
         if not rounds.is_open:
-            rounds.begin()
+            rounds.begin(agent.t / agent.calibration["steps"])
         arms.append(bandit.arm)
         rounds.earn(agent.step(bandit.learning_rate), 1)
         if rounds.is_over:
@@ -120,8 +187,36 @@ def calibrate(folder):
     return {name: round(float(x), 3) for name, x in rounded.items()} | {"steps": int(steps), "runs": len(rows)}
 
 
-if __name__ == "__main__":
-    results = Path(__file__).parent.parent / "results"
-    table = {name: calibrate(results / source) for name, source in SOURCES.items()}
+def simulate(name, make, lives=40):
+    """The levels, (lives,), that agents of the landscape `name` end at, in units of the noise.
+
+    `make(seed)` makes a bandit; one that asks for the size of its updates is told.
+    """
+    levels = []
+    for seed in range(1000, 1000 + lives):
+        bandit = make(seed)
+        if bandit.needs_update_size:
+            bandit.set_update_size(UPDATE_SIZES[LANDSCAPES[name][0]])
+        levels.append(live(bandit, MeasuredAgent(seed, name))[0])
+    return np.array(levels)
+
+
+def print_levels():
+    """A table of what constants and bandits end at on each measured landscape, for arms wherever they lie."""
+    sets = {"3e-5 to 3e-3": ARMS, "3e-4 to 3e-2": np.multiply(ARMS, 10), "3e-6 to 3e-4": np.divide(ARMS, 10)}
+    sets["1e-6 to 1"] = np.geomspace(1e-6, 1, 25)
+    for name in LANDSCAPES:
+        for rate in (1e-5, *ARMS, 1e-2):
+            print(f"{name}: constant {rate:g}: {simulate(name, lambda seed, r=rate: Uniform([r])).mean():.1f}")
+        for title, arms in sets.items():
+            for kind in ("peak", "prior", "lrrl", "uniform"):
+                levels = simulate(name, lambda seed, k=kind, a=arms: make_bandit(k, list(a), seed))
+                print(f"{name}: {kind}, {title}: {levels.mean():.1f} ± {levels.std() / len(levels) ** 0.5:.1f}")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["levels"]:
+    print_levels()
+elif __name__ == "__main__":
+    table = {name: calibrate(RESULTS / source) for name, source in SOURCES.items()}
     CALIBRATION.write_text(json.dumps(table, indent=2) + "\n")
     print(json.dumps(table, indent=2))
