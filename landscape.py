@@ -1,6 +1,6 @@
 """What each learning rate does at each moment of a run, measured by branching it.
 
-    python landscape.py runs/landscape --command "ppo_continuous_lrrl.py --env-id HalfCheetah-v5" --seeds 1 2
+    python landscape.py runs/landscape --command "ppo_continuous_lrrl.py --compile --env-id HalfCheetah-v5" --seeds 1 2
 
 trains with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with each of
 `--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per branch;
@@ -134,12 +134,15 @@ def measure_branch(args, seed, moment, learning_rate, branch_seed):
 
 
 def mean_slope(rows):
-    """The mean slope of some branches and half the width of its 95 % interval; NaN if one has diverged.
+    """The mean slope of some branches and half the width of its 95 % interval.
 
+    It is -inf if one has diverged, NaN if one has ended fewer than three episodes.
     With two seeds or more it is Student's interval between the means of the seeds, which is wide for two. With one, it
     tells the error of the fit alone.
     """
-    if any(row["status"] == "diverged" or math.isnan(row["slope"]) for row in rows):
+    if any(row["status"] == "diverged" for row in rows):
+        return -math.inf, math.nan
+    if any(math.isnan(row["slope"]) for row in rows):
         return math.nan, math.nan
     seeds = sorted({row["seed"] for row in rows})
     means = [np.mean([row["slope"] for row in rows if row["seed"] == seed]) for seed in seeds]
@@ -150,14 +153,20 @@ def mean_slope(rows):
     return np.mean(means), width
 
 
+def text_of(mean, width, between):
+    """A cell of table and figure; `–` where there were too few episodes."""
+    if math.isfinite(mean):
+        return f"{mean:.3g}{between}{width:.2g}"
+    return "–" if math.isnan(mean) else "diverged"
+
+
 def write_table(args, means, widths):
     heads = "".join(f" {rate:g} |" for rate in args.learning_rates)
     lines = [f"| branched at |{heads}", "|-|" + "-|" * len(args.learning_rates)]
     for j, moment in enumerate(args.moments):
         best = np.nanargmax(means[:, j]) if np.isfinite(means[:, j]).any() else None
-        cells = [f"{mean:.3g} ± {width:.2g}" for mean, width in zip(means[:, j], widths[:, j])]
+        cells = [text_of(mean, width, " ± ") for mean, width in zip(means[:, j], widths[:, j])]
         cells = [f"**{cell}**" if i == best else cell for i, cell in enumerate(cells)]
-        cells = ["diverged" if "nan" in cell else cell for cell in cells]
         lines.append(f"| {moment:,} | {' | '.join(cells)} |")
     title = "Slope of the return per 10,000 timesteps, mean of the branches ± half of a 95 % interval.\n\n"
     (args.folder / "landscape.md").write_text(title + "\n".join(lines) + "\n")
@@ -167,12 +176,13 @@ def draw(args, means, widths, title):
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     largest = np.max(np.abs(means[np.isfinite(means)]), initial=0.0) or 1.0
     x, y = np.arange(len(args.moments)), np.arange(len(args.learning_rates))
-    axes.set_facecolor("lightgrey")  # where branches have diverged
-    image = axes.imshow(means, cmap="RdBu", vmin=-largest, vmax=largest, origin="lower", aspect="auto")
+    axes.set_facecolor("lightgrey")  # where there is no slope
+    shown = np.where(np.isfinite(means), means, math.nan)
+    image = axes.imshow(shown, cmap="RdBu", vmin=-largest, vmax=largest, origin="lower", aspect="auto")
     for i, j in np.ndindex(means.shape):
         is_dark = abs(means[i, j]) > 0.6 * largest
-        text = f"{means[i, j]:.3g}\n±{widths[i, j]:.2g}" if math.isfinite(means[i, j]) else "diverged"
-        axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if is_dark else "black")
+        color = "white" if is_dark and math.isfinite(means[i, j]) else "black"
+        axes.text(j, i, text_of(means[i, j], widths[i, j], "\n±"), ha="center", va="center", fontsize=7, color=color)
     if args.show_run:
         rounds = read_csv(args.show_run / "rounds.csv")
         middles = (rounds["global_step"] + np.append(0, rounds["global_step"][:-1])) / 2

@@ -106,7 +106,9 @@ def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
     assert landscape.mean_slope([row]) == pytest.approx((1.0, 0.98))
     others = [row | {"slope": 3.0}, row | {"seed": 2, "slope": 4.0}]  # means of the seeds: 2 and 4
     assert landscape.mean_slope([row, *others]) == pytest.approx((3.0, 12.7062))
-    assert np.isnan(landscape.mean_slope([row, row | {"status": "diverged"}])).all()
+    assert landscape.mean_slope([row, row | {"status": "diverged", "slope": math.nan}])[0] == -math.inf
+    assert math.isnan(landscape.mean_slope([row, row | {"slope": math.nan}])[0])  # too few episodes
+    assert [landscape.text_of(x, 0.5, " ± ") for x in (2.0, -math.inf, math.nan)] == ["2 ± 0.5", "diverged", "–"]
 
 
 def test_a_slope_needs_three_episodes():
