@@ -3,10 +3,11 @@
     python landscape.py runs/landscape --command "ppo_continuous_lrrl.py --compile --env-id HalfCheetah-v5" --seeds 1 2
 
 trains with a constant rate and keeps a checkpoint at each of `--moments`. From every checkpoint it goes on with each of
-`--learning-rates` for `--length` timesteps, all else being as it was. It leaves `landscape.csv`, a row per branch;
-`landscape.md`, the slope of the episodes' returns per 10,000 timesteps; and the same as `landscape.png`. PPO's first
-rollout in a branch comes before any update with its rate and is left out. Stopped at any moment, it goes on when it is
-started again; seeds and rates may be added then. Landscapes of hyper-parameters: Mohan et al., arXiv 2304.02396.
+`--learning-rates` for `--length` timesteps, all else being as it was. The gain of a branch is how much higher its
+episodes' returns are in its second half than in the half a length before it, per 10,000 timesteps. It leaves
+`landscape.csv`, a row per branch; `landscape.md`, the mean gains; and the same as `landscape.png`. Stopped at any
+moment, it goes on when it is started again; seeds and rates may be added then. Landscapes of hyper-parameters: Mohan et
+al., arXiv 2304.02396.
 """
 
 import csv
@@ -104,14 +105,15 @@ def make_snapshots(args, seed):
         say(f"seed {seed}: at {moment:,} timesteps")
 
 
-def slope_of(steps, returns):
-    """The slope of a line through `returns` per 10,000 timesteps, and its standard error; NaN for want of episodes."""
-    if len(steps) < 3:
+def gain_of(before, after, length):
+    """How much higher the returns `after` are than those `before`, and the error of that; NaN for want of episodes.
+
+    Per 10,000 timesteps, where `length` timesteps lie between the two.
+    """
+    if min(len(before), len(after)) < 2:
         return math.nan, math.nan
-    x = (steps - steps.mean()) / 1e4
-    slope = x @ returns / (x @ x)
-    residuals = returns - returns.mean() - slope * x
-    return slope, math.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x))
+    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    return (after.mean() - before.mean()) * 1e4 / length, error * 1e4 / length
 
 
 def measure_branch(args, seed, moment, learning_rate, branch_seed):
@@ -125,28 +127,28 @@ def measure_branch(args, seed, moment, learning_rate, branch_seed):
             (folder / name).unlink(missing_ok=True)
         say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}: {status_of(folder)}")
     config, episodes = read_json(folder / "config.json"), read_csv(folder / "episodes.csv")
-    later = episodes["global_step"] > moment + config["num_envs"] * config.get("num_steps", 0)
-    steps, returns = episodes["global_step"][later], episodes["episodic_return"][later]
-    slope, error = slope_of(steps, returns)
+    steps, returns = episodes["global_step"], episodes["episodic_return"]
+    before = returns[(steps > moment - args.length // 2) & (steps <= moment)]
+    after = returns[steps > moment + args.length // 2]
+    gain, error = gain_of(before, after, args.length)
     row = {"env_id": config["env_id"], "seed": seed, "moment": moment, "learning_rate": learning_rate}
-    row |= {"branch_seed": branch_seed, "status": status_of(folder), "episodes": len(steps)}
-    return row | {"slope": slope, "standard_error": error}
+    row |= {"branch_seed": branch_seed, "status": status_of(folder), "episodes_before": len(before)}
+    return row | {"episodes_after": len(after), "gain": gain, "standard_error": error}
 
 
-def mean_slope(rows):
-    """The mean slope of some branches and half the width of its 95 % interval.
+def mean_gain(rows):
+    """The mean gain of some branches and half the width of its 95 % interval.
 
-    It is -inf if one has diverged, NaN if one has ended fewer than three episodes.
-    With two seeds or more it is Student's interval between the means of the seeds, which is wide for two. With one, it
-    tells the error of the fit alone.
+    It is -inf if one has diverged, NaN if there were too few episodes. With three seeds or more, the interval is
+    Student's between the means of the seeds. With fewer, it tells what chance is in the returns alone.
     """
     if any(row["status"] == "diverged" for row in rows):
         return -math.inf, math.nan
-    if any(math.isnan(row["slope"]) for row in rows):
+    if any(math.isnan(row["gain"]) for row in rows):
         return math.nan, math.nan
     seeds = sorted({row["seed"] for row in rows})
-    means = [np.mean([row["slope"] for row in rows if row["seed"] == seed]) for seed in seeds]
-    if len(means) > 1:
+    means = [np.mean([row["gain"] for row in rows if row["seed"] == seed]) for seed in seeds]
+    if len(means) > 2:
         width = student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means))
     else:
         width = 1.96 * math.sqrt(sum(row["standard_error"] ** 2 for row in rows)) / len(rows)
@@ -168,33 +170,36 @@ def write_table(args, means, widths):
         cells = [text_of(mean, width, " ± ") for mean, width in zip(means[:, j], widths[:, j])]
         cells = [f"**{cell}**" if i == best else cell for i, cell in enumerate(cells)]
         lines.append(f"| {moment:,} | {' | '.join(cells)} |")
-    title = "Slope of the return per 10,000 timesteps, mean of the branches ± half of a 95 % interval.\n\n"
+    title = "Gain of the return per 10,000 timesteps, mean of the branches ± half of a 95 % interval.\n\n"
     (args.folder / "landscape.md").write_text(title + "\n".join(lines) + "\n")
 
 
 def draw(args, means, widths, title):
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    largest = np.max(np.abs(means[np.isfinite(means)]), initial=0.0) or 1.0
+    gains = means[np.isfinite(means)]
+    largest = np.max(gains, initial=0.0) or np.max(-gains, initial=0.0) or 1.0  # losses beyond it are as dark
     x, y = np.arange(len(args.moments)), np.arange(len(args.learning_rates))
-    axes.set_facecolor("lightgrey")  # where there is no slope
+    axes.set_facecolor("lightgrey")  # where there is no gain
     shown = np.where(np.isfinite(means), means, math.nan)
     image = axes.imshow(shown, cmap="RdBu", vmin=-largest, vmax=largest, origin="lower", aspect="auto")
     for i, j in np.ndindex(means.shape):
         is_dark = abs(means[i, j]) > 0.6 * largest
         color = "white" if is_dark and math.isfinite(means[i, j]) else "black"
-        axes.text(j, i, text_of(means[i, j], widths[i, j], "\n±"), ha="center", va="center", fontsize=7, color=color)
+        text = text_of(means[i, j], widths[i, j], "\n±")
+        axes.text(j, i + 0.24, text, ha="center", va="center", fontsize=7, color=color)  # a run's rates go below it
     if args.show_run:
         rounds = read_csv(args.show_run / "rounds.csv")
         middles = (rounds["global_step"] + np.append(0, rounds["global_step"][:-1])) / 2
         at = np.interp(middles, args.moments, x, left=math.nan, right=math.nan)
         log_rates = np.log10(args.learning_rates)
         height = np.interp(np.log10(rounds["learning_rate"]), log_rates, y, left=math.nan, right=math.nan)
-        axes.plot(at, height, "o-", color="black", markersize=3, linewidth=0.8, label="drawn in a run")
-        axes.legend(fontsize="small", loc="upper right")
+        axes.plot(at, height, "o-", color="black", markersize=3, linewidth=0.8)
+        title += " (line: the rates that a run drew)"
     axes.set_xticks(x, [f"{moment / 1000:g}k" for moment in args.moments])
     axes.set_yticks(y, [f"{rate:g}" for rate in args.learning_rates])
     axes.set(title=title, xlabel="branched at timestep", ylabel="learning rate from there on")
-    figure.colorbar(image, label="slope of the return\nper 10,000 timesteps")
+    extend = "min" if np.min(gains, initial=0.0) < -largest else "neither"
+    figure.colorbar(image, label="gain of the return\nper 10,000 timesteps", extend=extend)
     figure.savefig(args.folder / "landscape.png", dpi=110)
     plt.close(figure)
 
@@ -216,7 +221,7 @@ def make_landscape(args):
         writer.writeheader()
         writer.writerows({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows)
     cells = itertools.product(args.learning_rates, args.moments)
-    found = [mean_slope([row for row in rows if (row["learning_rate"], row["moment"]) == cell]) for cell in cells]
+    found = [mean_gain([row for row in rows if (row["learning_rate"], row["moment"]) == cell]) for cell in cells]
     means, widths = np.array(found).reshape(len(args.learning_rates), len(args.moments), 2).transpose(2, 0, 1)
     write_table(args, means, widths)
     draw(args, means, widths, rows[0]["env_id"])

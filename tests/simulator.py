@@ -90,7 +90,7 @@ HELD_OUT = ("rising", "cliff", "standing")
 class MeasuredAgent(Agent):
     """A simulated agent whose drifts are those of a measured landscape, its rates displaced a little in each life.
 
-    Between the rates and moments that were measured, slopes are interpolated in log η and in time. Below the lowest
+    Between the rates and moments that were measured, gains are interpolated in log η and in time. Below the lowest
     rate, a drift is in proportion to the rate; above the highest, it falls on as it does between the last two.
 
     Args:
@@ -102,13 +102,13 @@ class MeasuredAgent(Agent):
         algorithm, timesteps, step = LANDSCAPES[name]
         calibration = json.loads(CALIBRATION.read_text())[algorithm]
         super().__init__(seed, calibration | {"steps": timesteps // step}, name)
-        self.log_rates, self.moments, self.slopes = read_landscape(name, step)
+        self.log_rates, self.moments, self.gains = read_landscape(name, step)
         self.moments = self.moments / step
         self.displacement = 0.15 * self.rng.standard_normal()
 
     def drifts(self, rates):
         x = np.log10(rates) + self.displacement
-        now = np.array([np.interp(self.t, self.moments, slopes) for slopes in self.slopes])
+        now = np.array([np.interp(self.t, self.moments, gains) for gains in self.gains])
         above = np.maximum(x - self.log_rates[-1], 0) * (now[-1] - now[-2]) / (self.log_rates[-1] - self.log_rates[-2])
         below = 10 ** np.minimum(x - self.log_rates[0], 0)
         return np.interp(x, self.log_rates, now) * below + np.minimum(above, 0)
@@ -122,28 +122,29 @@ UPDATE_SIZES = {"ppo": 5.7, "sac": 20.0}  # relative to the parameters, at a rat
 
 
 def read_landscape(name, step):
-    """log10 of the rates, (R,), the moments, (M,), and slopes per `step` timesteps, (R, M), in units of the noise.
+    """log10 of the rates, (R,), the moments, (M,), and gains per `step` timesteps, (R, M), in units of the noise.
 
-    The noise is that of the mean return of the episodes in a step. It follows from the errors of the slopes, which were
-    fitted to returns spread over a branch. A branch that has diverged counts as the worst that did not.
+    The noise is that of the mean return of the episodes in a step. It follows from the errors of the gains. A branch
+    that has diverged counts as the worst that did not.
     """
     folder = RESULTS / "landscapes" / name
     length = read_json(folder / "landscape.json")["length"]
     with open(folder / "landscape.csv") as file:
         rows = [{k: float(row[k]) for k in COLUMNS} for row in csv.DictReader(file)]
     rates, moments = (sorted({row[k] for row in rows}) for k in ("learning_rate", "moment"))
-    noises = [r["standard_error"] * length / 1e4 * np.sqrt(r["episodes"] / 12) for r in rows]  # of one episode
-    episodes = np.median([row["episodes"] for row in rows]) * step / length
+    errors = [row["standard_error"] * length / 1e4 for row in rows]
+    noises = [e / np.sqrt(1 / r["episodes_before"] + 1 / r["episodes_after"]) for e, r in zip(errors, rows)]
+    episodes = np.median([row["episodes_after"] for row in rows]) * step / (length / 2)
     noise = np.nanmedian(noises) / np.sqrt(max(episodes, 1))
-    worst = np.nanmin([row["slope"] for row in rows])
-    slopes = [[[] for _ in moments] for _ in rates]
+    worst = np.nanmin([row["gain"] for row in rows])
+    gains = [[[] for _ in moments] for _ in rates]
     for row in rows:
-        slope = row["slope"] if np.isfinite(row["slope"]) else worst
-        slopes[rates.index(row["learning_rate"])][moments.index(row["moment"])].append(slope)
-    return np.log10(rates), np.array(moments), np.mean(slopes, axis=2) * step / 1e4 / noise
+        gain = row["gain"] if np.isfinite(row["gain"]) else worst
+        gains[rates.index(row["learning_rate"])][moments.index(row["moment"])].append(gain)
+    return np.log10(rates), np.array(moments), np.mean(gains, axis=2) * step / 1e4 / noise
 
 
-COLUMNS = ("learning_rate", "moment", "episodes", "slope", "standard_error")
+COLUMNS = ("learning_rate", "moment", "episodes_before", "episodes_after", "gain", "standard_error")
 
 
 def live(bandit, agent):

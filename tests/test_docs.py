@@ -19,8 +19,10 @@ import pytest
 
 import bandits
 import benchmark
+import landscape
 from lrrl_utils import checkpoints, roofline, run, speed
 from lrrl_utils.command_line import parse_args
+from lrrl_utils.scripts import split_command, try_out
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -203,6 +205,13 @@ def run_benchmark(words):
         run_script(job.script.removesuffix(".py"), [*job.options, "--run-dir", job.folder])
 
 
+def try_landscape(words):
+    """Whether the script takes the command; branches have tests of their own."""
+    command = parse_args(landscape.Args, words).command
+    ((_, refused),) = try_out([split_command(command, landscape.SET_HERE)])
+    assert not refused
+
+
 @pytest.fixture(scope="module")
 def done():
     """(folder, call) of what was run, but for its seed."""
@@ -272,6 +281,8 @@ def make_call(words, done, monkeypatch):
         run_measure()
     elif name == "benchmark":
         run_benchmark(words)
+    elif name == "landscape":
+        try_landscape(words)
     elif name == "play":
         play(words, monkeypatch)
     elif name == "report":

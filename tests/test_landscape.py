@@ -1,4 +1,4 @@
-"""What landscape.py promises: branches that differ in their rate alone, slopes with errors, work that is done once."""
+"""What landscape.py promises: branches that differ in their rate alone, gains with errors, work that is done once."""
 
 import csv
 import math
@@ -52,20 +52,23 @@ def test_an_agent_with_a_replay_is_branched_with_it(tmp_path, monkeypatch):
     (whole,) = (rows(path) for path in tmp_path.glob("parents/1/*/episodes.csv"))
     a, b = (rows(tmp_path / "branches" / f"1_400_{rate}_1" / "episodes.csv") for rate in ("0.001", "0.1"))
     assert a[:2] == b[:2] == whole and a[2:] != b[2:] and len(a) == len(b) == 5
-    assert {int(row["episodes"]) for row in rows(tmp_path / "landscape.csv")} == {3}
+    assert {int(row["episodes_after"]) for row in rows(tmp_path / "landscape.csv")} == {2}
     assert [*tmp_path.glob("snapshots/*/replay.bin")] and not [*tmp_path.glob("branches/*/replay.bin")]
 
 
-def test_the_table_has_the_slope_of_every_branch(made):
+def test_the_table_has_the_gain_of_every_branch(made):
     table = rows(made / "landscape.csv")
     assert len(table) == 4 and {row["status"] for row in table} == {"finished"}
     for row in table:
         folder = made / "branches" / f"7_{row['moment']}_{float(row['learning_rate']):g}_1"
-        later = [x for x in rows(folder / "episodes.csv") if int(x["global_step"]) > int(row["moment"]) + 200]
-        steps, returns = (np.array([float(x[name]) for x in later]) for name in ("global_step", "episodic_return"))
-        (slope, _), covariance = np.polyfit(steps / 1e4, returns, 1, cov=True)
-        assert float(row["slope"]) == pytest.approx(slope, rel=1e-4) and int(row["episodes"]) == len(later) == 3
-        assert float(row["standard_error"]) == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-4)
+        moment, episodes = int(row["moment"]), rows(folder / "episodes.csv")  # one ends at each 200th timestep
+        at = {int(x["global_step"]): float(x["episodic_return"]) for x in episodes}
+        before, after = [at[moment - 200], at[moment]], [at[moment + 600], at[moment + 800]]
+        assert (row["episodes_before"], row["episodes_after"]) == ("2", "2")
+        gain = np.mean(after) - np.mean(before)  # in 800 timesteps
+        assert float(row["gain"]) == pytest.approx(gain * 12.5, rel=1e-4)
+        error = math.sqrt((before[0] - before[1]) ** 2 / 4 + (after[0] - after[1]) ** 2 / 4)
+        assert float(row["standard_error"]) == pytest.approx(error * 12.5, rel=1e-4)
     text = (made / "landscape.md").read_text()
     assert "| branched at | 0.001 | 0.1 |" in text and text.count("**") == 4  # the best of each moment
     assert matplotlib.image.imread(made / "landscape.png").std() > 0.05
@@ -102,18 +105,20 @@ def test_a_folder_that_was_begun_with_something_else_is_refused(made, refused):
 
 
 def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
-    row = {"seed": 1, "status": "finished", "slope": 1.0, "standard_error": 0.5}
-    assert landscape.mean_slope([row]) == pytest.approx((1.0, 0.98))
-    others = [row | {"slope": 3.0}, row | {"seed": 2, "slope": 4.0}]  # means of the seeds: 2 and 4
-    assert landscape.mean_slope([row, *others]) == pytest.approx((3.0, 12.7062))
-    assert landscape.mean_slope([row, row | {"status": "diverged", "slope": math.nan}])[0] == -math.inf
-    assert math.isnan(landscape.mean_slope([row, row | {"slope": math.nan}])[0])  # too few episodes
+    row = {"seed": 1, "status": "finished", "gain": 1.0, "standard_error": 0.5}
+    assert landscape.mean_gain([row]) == pytest.approx((1.0, 0.98))
+    assert landscape.mean_gain([row, row | {"seed": 2, "gain": 2.0}]) == pytest.approx((1.5, 0.98 / math.sqrt(2)))
+    others = [row | {"gain": 3.0}, row | {"seed": 2, "gain": 4.0}, row | {"seed": 3, "gain": 3.0}]
+    assert landscape.mean_gain([row, *others]) == pytest.approx((3.0, 4.30265 / math.sqrt(3)), rel=1e-5)  # of 2, 4, 3
+    assert landscape.mean_gain([row, row | {"status": "diverged", "gain": math.nan}])[0] == -math.inf
+    assert math.isnan(landscape.mean_gain([row, row | {"gain": math.nan}])[0])  # too few episodes
     assert [landscape.text_of(x, 0.5, " ± ") for x in (2.0, -math.inf, math.nan)] == ["2 ± 0.5", "diverged", "–"]
 
 
-def test_a_slope_needs_three_episodes():
-    assert np.isnan(landscape.slope_of(np.array([1.0, 2.0]), np.array([1.0, 2.0]))).all()
-    assert landscape.slope_of(np.array([0.0, 1e4, 2e4]), np.array([1.0, 3.0, 5.0])) == pytest.approx((2.0, 0.0))
+def test_a_gain_needs_two_episodes_on_both_sides():
+    one, two = np.array([1.0]), np.array([2.0, 4.0])
+    assert np.isnan([landscape.gain_of(one, two, 100), landscape.gain_of(two, one, 100)]).all()
+    assert landscape.gain_of(two, two + 3, 20_000) == pytest.approx((1.5, math.sqrt(2) / 2))
 
 
 @pytest.mark.parametrize(
