@@ -211,6 +211,41 @@ def test_peak_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chanc
             assert difference.mean() > 0
 
 
+@pytest.mark.parametrize("factor", [0.1, 1, 10])
+@pytest.mark.parametrize("name", simulator.MEASURED_HELD_OUT)
+def test_peak_beats_uniform_and_lrrl_on_measured_landscapes_wherever_the_arms_lie(name, factor):
+    arms = [factor * rate for rate in simulator.ARMS]
+    levels = {
+        kind: simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=20)
+        for kind in ("peak", "uniform", "lrrl")
+    }
+    for other in ("uniform", "lrrl"):
+        difference = levels["peak"] - levels[other]
+        assert difference.mean() > 3 * difference.std(ddof=1) / math.sqrt(len(difference)), other
+
+
+def test_a_simulated_agent_gains_what_was_measured(monkeypatch, tmp_path):
+    """Between rates and moments, below the lowest rate and above the highest; noise of one episode a step is 2."""
+    folder = tmp_path / "landscapes" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "landscape.json").write_text('{"length": 4000}')
+    error = 2 * math.sqrt(1 / 2 + 1 / 2) * 1e4 / 4000  # two episodes before, two after: one in 1,000 timesteps
+    lines = [
+        f"{rate},{moment},2,2,{gain},{error}"
+        for moment, gains in ((2000, (10, 40, 20)), (6000, (20, 0, -60)))
+        for rate, gain in zip((1e-4, 1e-3, 1e-2), gains)
+    ]
+    (folder / "landscape.csv").write_text("\n".join([",".join(simulator.COLUMNS), *lines]))
+    monkeypatch.setattr(simulator, "RESULTS", tmp_path)
+    monkeypatch.setitem(simulator.LANDSCAPES, "mine", ("ppo", 8000, 1000))
+    agent = simulator.MeasuredAgent(1, "mine")
+    agent.displacement = 0.0
+    rates = np.array([1e-5, 1e-4, math.sqrt(1e-7), 1e-2, 1e-1])
+    for step, gains in ((0, (1, 10, 25, 20, 0)), (4, (1.5, 15, 17.5, -20, -60)), (9, (2, 20, 10, -60, -120))):
+        agent.t = step
+        assert agent.drifts(rates) == pytest.approx(np.array(gains) / 10 / 2)
+
+
 def test_the_calibration_is_that_of_the_published_runs():
     table = json.loads(simulator.CALIBRATION.read_text())
     results = simulator.CALIBRATION.parent.parent / "results"
