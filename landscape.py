@@ -158,7 +158,7 @@ def mean_gain(rows):
 def text_of(mean, width, between):
     """A cell of table and figure; `–` where there were too few episodes."""
     if math.isfinite(mean):
-        return f"{mean:.3g}{between}{width:.2g}"
+        return f"{float(f'{mean:.3g}'):,g}{between}{float(f'{width:.2g}'):,g}"  # three digits, two, and no exponents
     return "–" if math.isnan(mean) else "diverged"
 
 

@@ -112,7 +112,7 @@ def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
     assert landscape.mean_gain([row, *others]) == pytest.approx((3.0, 4.30265 / math.sqrt(3)), rel=1e-5)  # of 2, 4, 3
     assert landscape.mean_gain([row, row | {"status": "diverged", "gain": math.nan}])[0] == -math.inf
     assert math.isnan(landscape.mean_gain([row, row | {"gain": math.nan}])[0])  # too few episodes
-    assert [landscape.text_of(x, 0.5, " ± ") for x in (2.0, -math.inf, math.nan)] == ["2 ± 0.5", "diverged", "–"]
+    assert [landscape.text_of(x, 127, " ± ") for x in (1234.5, -math.inf, math.nan)] == ["1,230 ± 130", "diverged", "–"]
 
 
 def test_a_gain_needs_two_episodes_on_both_sides():
