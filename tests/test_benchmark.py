@@ -1,10 +1,13 @@
 """What benchmark.py promises: each run of a grid once, whatever dies on the way; bad input before the first run."""
 
+import fcntl
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,9 +26,15 @@ COMMAND = f"python ppo_continuous_lrrl.py {SMALL} --total-timesteps 1024"
 
 
 @pytest.fixture
-def driver(tmp_path):
+def no_other_ray():
+    """For a test that must not find the Ray of another one, which may run at the same time; see `driver`."""
+
+
+@pytest.fixture
+def driver(tmp_path, request):
     """driver(*words) starts benchmark.py as a user does; its study is tmp_path / "study"."""
-    processes = []
+    processes, turn = [], open(Path(tempfile.gettempdir(), "lrrl-tests-of-ray.lock"), "w")
+    fcntl.flock(turn, fcntl.LOCK_EX if "no_other_ray" in request.fixturenames else fcntl.LOCK_SH)
 
     def run(*words):
         command = [sys.executable, str(ROOT / "benchmark.py"), "--run-dir", "study", *words]
@@ -38,6 +47,7 @@ def driver(tmp_path):
     for process in processes:
         process.kill()
         process.communicate()
+    turn.close()
 
 
 def training(study):
@@ -219,8 +229,16 @@ def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, s
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nonsense:x"])
+def test_no_cluster_at_all_is_told(no_other_ray, driver):
+    assert_named("auto", driver)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense:x"])
 def test_a_cluster_that_is_not_there_is_named(address, driver):
+    assert_named(address, driver)
+
+
+def assert_named(address, driver):
     process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, "--ray-address", address)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 2 and errors.count("\n") == 1 and f"--ray-address {address}: " in errors
