@@ -76,6 +76,7 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     first = driver(*words, "--workers", "1")
     wait_for(lambda: has_checkpoint(study, tasks[0]), first)
     (process,) = training(study)
+    assert process.nice() == os.nice(0)  # as if it had been started by hand
     process.parent().kill()  # the worker of Ray
     wait_for(lambda: not process.is_running(), first)
     wait_for(lambda: has_checkpoint(study, tasks[0]), first)

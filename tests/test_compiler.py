@@ -166,6 +166,7 @@ def test_without_a_compiler_a_run_says_so_in_one_line_and_is_the_plain_run(train
         "sac_mujoco_lrrl.py --env-id Hopper-v5 --total-timesteps 2000 --learning-starts 500",
         "dqn_atari_lrrl.py --total-timesteps 2000 --learning-starts 500 --buffer-size 4000 --bandit-interval 200",
         "iqn_atari_lrrl.py --total-timesteps 2000 --learning-starts 500 --buffer-size 4000 --bandit-interval 200",
+        "dqn_minatar_lrrl.py --total-timesteps 2000 --learning-starts 500 --buffer-size 4000 --bandit-interval 200",
     ],
 )
 def test_every_script_runs_on_a_gpu(command, options, tmp_path):
