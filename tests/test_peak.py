@@ -197,7 +197,7 @@ def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
 @pytest.mark.parametrize("scenario", simulator.HELD_OUT)
 def test_peak_beats_uniform_lrrl_and_exp3_on_simulated_agents_by_more_than_chance(algorithm, scenario):
     calibration = json.loads(simulator.CALIBRATION.read_text())[algorithm]
-    lives = 50 if algorithm == "ppo" else 150  # those of DQN are short
+    lives = 30 if algorithm == "ppo" else 90  # those of DQN are short
     levels = {}
     for name in ("peak", "uniform", "lrrl", "exp3"):
         bandits = [make_bandit(name, simulator.ARMS, seed=seed) for seed in range(1000, 1000 + lives)]
