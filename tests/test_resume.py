@@ -18,6 +18,8 @@ from tests.conftest import PENDULUM, assert_equal_to_the_bit, last_step, only_fo
 KILLS = int(os.environ.get("KILLS", 1))  # of each script; `make soak` asks for more
 ATARI = "--preset cleanrl --batch-size 4 --learning-starts 80 --buffer-size 400 --noop-max 5 --exploration-steps 500"
 ATARI += " --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 100"
+MINATAR = "--preset minatar --batch-size 4 --learning-starts 80 --buffer-size 400 --exploration-steps 500"
+MINATAR += " --target-network-frequency 100 --bandit-interval 100 --checkpoint-interval 100"
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
 SCRIPTS = {  # timesteps that are enough for a kill, options
     "ppo_continuous_lrrl.py": (
@@ -32,6 +34,7 @@ SCRIPTS = {  # timesteps that are enough for a kill, options
     ),
     "dqn_atari_lrrl.py": (200, ATARI),
     "iqn_atari_lrrl.py": (200, f"{ATARI} {FEW}"),
+    "dqn_minatar_lrrl.py": (600, MINATAR),
 }
 
 
@@ -46,15 +49,19 @@ def kills_of(script):
 def options_for(script):
     """Timesteps for a kill and options: those of the script in SCRIPTS that has most options in common with this one.
 
-    What this one has no option for is left out.
+    What this one has no option for is left out, or no such choice.
     """
     if script in SCRIPTS:
         return SCRIPTS[script]
     source = Path(script).read_text()
 
+    def is_known(name, *values):
+        choices = [value for value in values if value.isalpha()]
+        return f"    {name[2:].replace('-', '_')}:" in source and all(f'"{choice}"' in source for choice in choices)
+
     def in_common(options):
         words = re.findall(r"--[\w-]+[^-]*(?:-(?!-)[^-]*)*", options)
-        return [word.strip() for word in words if f"    {word[2:].split()[0].replace('-', '_')}:" in source]
+        return [word.strip() for word in words if is_known(*word.split())]
 
     timesteps, options = max(SCRIPTS.values(), key=lambda entry: len(in_common(entry[1])))
     return timesteps, " ".join(in_common(options))
