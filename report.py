@@ -24,6 +24,7 @@ from lrrl_utils.command_line import parse_args
 from lrrl_utils.compact import read_parquet, write_parquet
 from lrrl_utils.figures import (
     find_bandits,
+    plot_costs,
     plot_improvements,
     plot_learning_curves,
     plot_overall_curves,
@@ -32,7 +33,7 @@ from lrrl_utils.figures import (
 )
 from lrrl_utils.page import write_page
 from lrrl_utils.runs import clean, read_records, select_runs
-from lrrl_utils.scales import final_returns, find_scales, names_of, normalized_returns, tasks_of
+from lrrl_utils.scales import final_returns, find_scales, find_sweep, names_of, normalized_returns, tasks_of
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject, say
@@ -201,6 +202,8 @@ def write_report(args, variants, warnings, left_out, output):
     figures = [plot_learning_curves(variants, output)]
     if args.normalize:
         figures += [plot_overall_curves(variants, scales, output), plot_profiles(returns, variants, output)]
+        if sweep := find_sweep(variants, returns):
+            figures.append(plot_costs(returns, sweep, variants, output))
     if args.baseline and improvements:
         figures.append(plot_improvements(improvements, variants, output))
     if find_bandits(variants):

@@ -22,6 +22,11 @@ FIGURES = {  # their titles, and what they show
         "Performance profiles",
         "The share of runs whose normalised final return is above τ, with 95 % intervals.",
     ),
+    "costs": (
+        "Costs",
+        "What one run of each variant brings, and what it brings to try constant rates with a run each and to keep the "
+        "best. That one counts for its runs with other seeds, for the best of some runs has been lucky.",
+    ),
     "improvement": (
         "Probability of improvement",
         "How likely a run of a variant ends higher than one of the baseline on the same task, mean over tasks. "

@@ -64,3 +64,14 @@ def normalized_returns(variants, scales):
         scores = {seed: np.array([run.summary["final_return"] for run in of_seed]) for seed, of_seed in runs.items()}
         returns[variant] = {seed: (x - zeros) / (ones - zeros) for seed, x in scores.items()}
     return returns
+
+
+def find_sweep(variants, returns):
+    """The constant rates of a study with at least two seeds on all tasks, none if there is but one.
+
+    `returns` are those of `normalized_returns`.
+    """
+    controls = {name: group[0].config["lr_control"] for (_, name), group in variants.items()}
+    constants = [name for name, seeds in returns.items() if controls[name] == "constant"]
+    enough = constants and len(set.intersection(*(set(returns[name]) for name in constants))) > 1
+    return constants if enough and len(constants) > 1 else []

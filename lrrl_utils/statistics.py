@@ -3,6 +3,8 @@
 The percentile bootstrap is stratified: it draws seeds anew for each task. All repetitions are made at once.
 """
 
+import itertools
+
 import numpy as np
 from scipy.stats import trim_mean, ttest_rel
 
@@ -65,3 +67,27 @@ def paired_mean(ours, theirs):
     """Mean of the differences of pairs, and the two ends of its 95 % interval of Student's t."""
     low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
     return np.mean(np.subtract(ours, theirs)), low, high
+
+
+def best_of(scores, tried):
+    """What it brings to try so many of some options with a run each and to keep the best: its IQM and interval.
+
+    `scores` is (options, seeds, tasks), with two seeds or more. The option whose run with a seed scores highest counts
+    for the mean of its runs with other seeds, because the highest of some scores owes part of its height to chance. A
+    mean over all choices of `tried` options.
+    """
+    scores = np.array(scores, dtype=float)
+    options, seeds, tasks = scores.shape
+    drawn = np.random.RandomState(0).choice(seeds, (CURVE_REPETITIONS, seeds, tasks))
+    drawn[0] = np.arange(seeds)[:, None]  # the scores as they are
+    is_other = drawn[:, :, None] != drawn[:, None]  # (repetitions, seeds, seeds, tasks)
+    others = is_other.sum(axis=1)
+    possible = others.all(axis=(1, 2))
+    samples = scores[:, drawn[possible], np.arange(tasks)]  # (options, repetitions, seeds, tasks)
+    means = np.einsum("orst,rsut->orut", samples, is_other[possible]) / others[possible]
+    brought = []
+    for choice in map(list, itertools.combinations(range(options), tried)):
+        best = samples[choice].argmax(axis=0, keepdims=True)
+        brought.append(np.take_along_axis(means[choice], best, axis=0)[0])
+    estimates = trim_mean(np.mean(brought, axis=0).reshape(len(samples[0]), -1), 0.25, axis=1)
+    return estimates[0], *np.percentile(estimates, [2.5, 97.5])

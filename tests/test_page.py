@@ -55,6 +55,7 @@ def make_study(folder):
     for seed in (1, 2):
         for task in ("A-v0", SHOWN):
             write_run(folder, task, seed, 5000.0 + seed, lr_control="constant", **before)
+            write_run(folder, task, seed, 4000.0, lr_control="constant", learning_rate=1e-3, **before)
             write_run(folder, task, seed, 1234.5 * seed, rounds=ROUNDS, **before)
     write_run(folder, "A-v0", 3, 900.0, bandit=EVIL, rounds=ROUNDS, **before)
     write_run(folder / EVIL.replace("/", "|"), "A-v0", 1, 70.0, **before, exp_name=EVIL)
@@ -95,7 +96,7 @@ def test_it_needs_nothing_but_itself(page):
 
 def test_figures_are_there_as_pictures_with_texts_and_as_files(page, study):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    names = ["curves", "curves_all", "profiles", "improvement", "rates"]
+    names = ["curves", "curves_all", "profiles", "costs", "improvement", "rates"]
     assert len(images) == len(names) and all(len(image["alt"]) > 30 for image in images)
     for name, image in zip(names, images):
         assert base64.b64decode(image["src"].split(",")[1]) == (study / f"{name}.png").read_bytes()
@@ -105,7 +106,7 @@ def test_figures_are_there_as_pictures_with_texts_and_as_files(page, study):
 
 def test_it_has_every_run_and_every_gap(page):
     *tables, missing, left_out, runs = page.tables
-    assert len(tables) == 3 and len(runs) == 1 + 10 and len(left_out) == 1 + 2
+    assert len(tables) == 3 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
     assert runs[0][:8] == [f"{x} ↕".removesuffix(" ↕") for x in runs[0][:8]] and "lr_control" in runs[0]
     assert "num_steps" not in runs[0] and "num_steps" in page.text  # shared by all
     known = {row[0].split("__")[1]: row[2:] for row in left_out[1:]}

@@ -9,6 +9,7 @@ import pandas
 import pytest
 
 import report
+from lrrl_utils.scales import find_scales, find_sweep, normalized_returns
 from lrrl_utils.variants import find_missing
 from tests.studies import read_table, write_run
 
@@ -114,6 +115,22 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
     difference = f"{0.3 / (1 - untrained):.2f}"  # in every pair the same
     assert rows["lrrl"][2].strip() == f"{difference} [{difference}, {difference}]"
     assert rows["uniform"][2].strip() == ""
+
+
+def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
+    def sweep():
+        variants = read_variants(tmp_path)
+        return find_sweep(variants, normalized_returns(variants, find_scales(variants)))
+
+    before = {"num_envs": 1, "num_steps": 100}
+    for seed in (1, 2):
+        write_run(tmp_path, "Hopper-v5", seed, 100.0, lr_control="constant", **before)
+        write_run(tmp_path, "Hopper-v5", seed, 70.0, **before)
+    assert sweep() == []
+    write_run(tmp_path, "Hopper-v5", 1, 50.0, lr_control="constant", learning_rate=1e-2, **before)
+    assert sweep() == []
+    write_run(tmp_path, "Hopper-v5", 2, 50.0, lr_control="constant", learning_rate=1e-2, **before)
+    assert sweep() == ["constant 0.0003", "constant 0.01"]
 
 
 def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):

@@ -7,6 +7,7 @@ from rliable import library, metrics
 from lrrl_utils.figures import mean_returns, share_of_rates
 from lrrl_utils.runs import Run
 from lrrl_utils.statistics import (
+    best_of,
     interquartile_curve,
     interquartile_mean,
     performance_profile,
@@ -30,6 +31,17 @@ def test_estimates_are_those_of_rliable():
     np.random.seed(0)
     theirs = library.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=10_000)
     np.testing.assert_allclose(interquartile_mean(scores), [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
+
+
+def test_the_best_of_some_options_is_kept_and_counts_for_its_other_seeds():
+    levels = np.broadcast_to(np.array([1.0, 2.0, 3.0])[:, None, None], (3, 5, 2))
+    for tried, expected in ((1, 2), (2, (2 + 3 + 3) / 3), (3, 3)):
+        assert best_of(levels, tried) == pytest.approx([expected] * 3)
+    lucky = [[[0.0], [10.0]], [[5.0], [5.0]]]  # with the second seed, the first option looks best, and has 0 else
+    assert best_of(lucky, 2)[0] == (5 + 0) / 2
+    alike = np.random.default_rng(1).normal(size=(5, 400, 1))
+    point, low, high = best_of(alike[:, :20], 5)
+    assert abs(best_of(alike, 5)[0]) < 0.1 and low < point < high
 
 
 def test_a_band_is_the_interval_of_each_point():
