@@ -70,6 +70,8 @@ class Args:
     exploration_fraction: PositiveShare | None = None
     learning_starts: int = 20_000  # timesteps before the first update
     train_frequency: Count = 4  # timesteps between updates
+    # dopamine: Glorot's, biases of 0; pytorch: PyTorch's, smaller, which learn more slowly with an ε as large as this
+    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"
     loss: Literal["mse", "huber"] = "mse"  # what the loss makes of the temporal-difference errors
     # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
@@ -105,7 +107,7 @@ class Args:
 # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's jax/agents/dqn/configs/dqn.gin
 CLEANRL = {"total_timesteps": 10_000_000, "learning_starts": 80_000, "exploration_fraction": 0.1}
 CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8}
-CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True}
+CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True, "initial_weights": "pytorch"}
 
 
 class QNetwork(nn.Module):
@@ -123,6 +125,13 @@ class QNetwork(nn.Module):
     def q_values(self, obs):
         # channels last, as the weights are: the convolutions are faster then
         return self.head(self.features(obs.contiguous(memory_format=torch.channels_last) / 255))
+
+
+def initialize(layer):
+    """Dopamine's initial weights, of Glorot and Bengio (2010)."""
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
@@ -261,6 +270,8 @@ def main(argv=None):
 
     games = AtariGames(args, args.num_envs, rng)
     q_network, target_network = (QNetwork(games.num_actions) for _ in range(2))
+    if args.initial_weights == "dopamine":
+        q_network.apply(initialize)
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
     target_network.load_state_dict(q_network.state_dict())

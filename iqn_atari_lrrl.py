@@ -70,6 +70,8 @@ class Args:
     exploration_fraction: PositiveShare | None = None
     learning_starts: int = 20_000  # timesteps before the first update
     train_frequency: Count = 4  # timesteps between updates
+    # dopamine: uniform, of the variance 1 / √3 over the number of inputs, biases of 0; pytorch: PyTorch's, smaller
+    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"
     num_tau_samples: Count = 64  # quantiles of the online network in the loss
     num_tau_prime_samples: Count = 64  # quantiles of the target network in the loss
     num_quantile_samples: Count = 32  # quantiles whose mean is a Q-value, wherever an action is chosen
@@ -108,7 +110,7 @@ class Args:
 # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's implicit_quantile.gin (jax/agents/)
 CLEANRL = {"total_timesteps": 10_000_000, "learning_starts": 80_000, "exploration_fraction": 0.1}
 CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8}
-CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True}
+CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True, "initial_weights": "pytorch"}
 
 
 class QNetwork(nn.Module):
@@ -134,6 +136,14 @@ class QNetwork(nn.Module):
 
     def q_values(self, obs):
         return self.quantile_values(obs, self.num_quantile_samples)[0].mean(1)
+
+
+def initialize(layer):
+    """Dopamine's initial weights."""
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        bound = (math.sqrt(3) / layer.weight[0].numel()) ** 0.5
+        nn.init.uniform_(layer.weight, -bound, bound)
+        nn.init.zeros_(layer.bias)
 
 
 def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
@@ -280,6 +290,8 @@ def main(argv=None):
 
     games = AtariGames(args, args.num_envs, rng)
     q_network, target_network = (QNetwork(games.num_actions, args.num_quantile_samples) for _ in range(2))
+    if args.initial_weights == "dopamine":
+        q_network.apply(initialize)
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
     target_network.load_state_dict(q_network.state_dict())

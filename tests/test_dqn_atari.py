@@ -181,6 +181,24 @@ def test_the_td_loss_equals_a_slow_reference():
     assert all(parameter.grad is None for parameter in target_network.parameters())
 
 
+@pytest.mark.parametrize("preset", ["dopamine", "cleanrl"])
+def test_initial_weights_are_those_of_the_preset(script, preset, train, monkeypatch):
+    module, small = script
+    play(monkeypatch, TinyGame())
+    hardly = "--learning-starts 44 --total-timesteps 48 --lr-control constant --learning-rate 1e-30"
+    run = train(module.main, f"{small} {hardly} --preset {preset} --save-model")
+    weights = torch.load(run.path / "model.pt", weights_only=True)["q_network"]
+    for name in {key.rsplit(".", 1)[0] for key in weights}:
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        inputs, outputs = weight[0].numel(), weight[:, 0].numel()
+        if preset == "cleanrl":
+            bound = 1 / math.sqrt(inputs)
+        else:
+            bound = math.sqrt(6 / (inputs + outputs)) if module is dqn else math.sqrt(math.sqrt(3) / inputs)
+        assert 0.97 * bound < weight.abs().max() <= bound * 1.0001
+        assert (bias.abs().max() > 1e-9) == (preset == "cleanrl")
+
+
 @pytest.mark.parametrize(("script", "truncates"), [("dqn", False), ("dqn", True), ("iqn", False)], indirect=["script"])
 def test_q_values_track_the_returns_of_a_tiny_game(script, truncates, train, monkeypatch):
     """Reward 1 a step, γ = 0.5, games of three steps: 1.75, 1.5, 1 to a termination, 2 through a truncation."""
