@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """More than there are cores: some tests wait, for processes, servers and Ray."""
-    return 2 * os.cpu_count()
+    return 3 * os.cpu_count() // 2
 
 
 class RunFolder:
