@@ -140,7 +140,7 @@ def read_study(path, with_unfinished=False):
     for one in left_out:
         if not (with_unfinished and is_unfinished(one)):
             print(clean(f"left out: {path / one.folder} ({one.reason})"), file=sys.stderr)
-    if not runs and not (with_unfinished and records):
+    if not runs and not (with_unfinished and any(map(is_unfinished, left_out))):
         reject(f"FOLDER {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
     return group_runs(runs, path), records, left_out
 
