@@ -70,8 +70,7 @@ class Args:
     exploration_fraction: PositiveShare | None = None
     learning_starts: int = 20_000  # timesteps before the first update
     train_frequency: Count = 4  # timesteps between updates
-    # dopamine: Glorot's, biases of 0; pytorch: PyTorch's, smaller, which learn more slowly with an ε as large as this
-    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"
+    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"  # biases of 0 and larger weights, or PyTorch's
     loss: Literal["mse", "huber"] = "mse"  # what the loss makes of the temporal-difference errors
     # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
@@ -127,13 +126,6 @@ class QNetwork(nn.Module):
         return self.head(self.features(obs.contiguous(memory_format=torch.channels_last) / 255))
 
 
-def initialize(layer):
-    """Dopamine's initial weights, of Glorot and Bengio (2010)."""
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
-
-
 def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
     """The loss of one minibatch (Mnih et al., 2015) and, for the log, its Q-values; see `sample`."""
     with torch.no_grad(), torch.autocast(obs.device.type, torch.bfloat16, enabled=args.amp):
@@ -152,10 +144,8 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
-    dtype = np.dtype(
-        [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
-        + [("termination", "?"), ("truncation", "?"), ("final", "?")]
-    )
+    slot = [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
+    dtype = np.dtype([*slot, ("termination", "?"), ("truncation", "?"), ("final", "?")])
 
     def __init__(self, args, buffer_size, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
@@ -250,8 +240,7 @@ def act(q_network, args, obs, epsilon, rng):
 
 def main(argv=None):
     args = parse_args(Args, argv, presets={"cleanrl": CLEANRL})
-    given = given_options(args.command_line)
-    if "exploration_steps" in given:
+    if "exploration_steps" in (given := given_options(args.command_line)):
         if "exploration_fraction" in given:
             reject("--exploration-fraction: must be left out beside --exploration-steps")
         args.exploration_fraction = None
@@ -271,7 +260,8 @@ def main(argv=None):
     games = AtariGames(args, args.num_envs, rng)
     q_network, target_network = (QNetwork(games.num_actions) for _ in range(2))
     if args.initial_weights == "dopamine":
-        q_network.apply(initialize)
+        for parameter in q_network.parameters():
+            nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
     target_network.load_state_dict(q_network.state_dict())
@@ -283,8 +273,7 @@ def main(argv=None):
             bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
-    feedback = "return" if args.bandit_feedback == "return" else "reward"
-    rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
+    rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback.removeprefix("raw-"), can_undo)
     buffer_size = min(args.buffer_size, args.total_timesteps)
     replay_device = choose_replay_device(args, buffer_size * ReplayBuffer.dtype.itemsize, device)
     replay = ReplayBuffer(args, buffer_size, replay_device, device)

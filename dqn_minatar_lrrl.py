@@ -227,8 +227,7 @@ def main(argv=None):
             bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
-    feedback = "return" if args.bandit_feedback == "return" else "reward"
-    rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
+    rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback, can_undo)
     replay = ReplayBuffer(args, min(args.buffer_size, args.total_timesteps), games.obs_shape, device)
 
     def gradients(*minibatch):

@@ -70,8 +70,7 @@ class Args:
     exploration_fraction: PositiveShare | None = None
     learning_starts: int = 20_000  # timesteps before the first update
     train_frequency: Count = 4  # timesteps between updates
-    # dopamine: uniform, of the variance 1 / √3 over the number of inputs, biases of 0; pytorch: PyTorch's, smaller
-    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"
+    initial_weights: Literal["dopamine", "pytorch"] = "dopamine"  # biases of 0 and larger weights, or PyTorch's
     num_tau_samples: Count = 64  # quantiles of the online network in the loss
     num_tau_prime_samples: Count = 64  # quantiles of the target network in the loss
     num_quantile_samples: Count = 32  # quantiles whose mean is a Q-value, wherever an action is chosen
@@ -138,14 +137,6 @@ class QNetwork(nn.Module):
         return self.quantile_values(obs, self.num_quantile_samples)[0].mean(1)
 
 
-def initialize(layer):
-    """Dopamine's initial weights."""
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        bound = (math.sqrt(3) / layer.weight[0].numel()) ** 0.5
-        nn.init.uniform_(layer.weight, -bound, bound)
-        nn.init.zeros_(layer.bias)
-
-
 def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, discounts):
     """The loss of one minibatch (Dabney et al., 2018, eq. 3) and, for the log, its Q-values; see `sample`."""
     batch = torch.arange(len(obs), device=obs.device)
@@ -158,10 +149,9 @@ def td_loss(q_network, target_network, args, obs, actions, rewards, next_obs, di
         values, taus = q_network.quantile_values(obs, args.num_tau_samples)
     values = values[batch, :, actions]
     targets = rewards[:, None] + discounts[:, None] * next_values
-    # (batch, τ, τ'): the sum over τ, the mean over τ' and the batch
-    values, targets = torch.broadcast_tensors(values[:, :, None], targets[:, None, :])
+    values, targets = torch.broadcast_tensors(values[:, :, None], targets[:, None, :])  # (batch, τ, τ')
     huber = F.huber_loss(values, targets, reduction="none", delta=args.kappa) / args.kappa
-    loss = ((taus[:, :, None] - (targets < values).float()).abs() * huber).sum(1).mean()
+    loss = ((taus[:, :, None] - (targets < values).float()).abs() * huber).sum(1).mean()  # the mean over τ'
     return loss, values.detach()
 
 
@@ -172,10 +162,8 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
-    dtype = np.dtype(
-        [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
-        + [("termination", "?"), ("truncation", "?"), ("final", "?")]
-    )
+    slot = [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
+    dtype = np.dtype([*slot, ("termination", "?"), ("truncation", "?"), ("final", "?")])
 
     def __init__(self, args, buffer_size, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
@@ -270,8 +258,7 @@ def act(q_network, args, obs, epsilon, rng):
 
 def main(argv=None):
     args = parse_args(Args, argv, presets={"cleanrl": CLEANRL})
-    given = given_options(args.command_line)
-    if "exploration_steps" in given:
+    if "exploration_steps" in (given := given_options(args.command_line)):
         if "exploration_fraction" in given:
             reject("--exploration-fraction: must be left out beside --exploration-steps")
         args.exploration_fraction = None
@@ -291,7 +278,9 @@ def main(argv=None):
     games = AtariGames(args, args.num_envs, rng)
     q_network, target_network = (QNetwork(games.num_actions, args.num_quantile_samples) for _ in range(2))
     if args.initial_weights == "dopamine":
-        q_network.apply(initialize)
+        for parameter in q_network.parameters():
+            bound = (math.sqrt(3) / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.0
+            nn.init.uniform_(parameter, -bound, bound)
     for network in (q_network, target_network):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
     target_network.load_state_dict(q_network.state_dict())
@@ -303,8 +292,7 @@ def main(argv=None):
             bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
-    feedback = "return" if args.bandit_feedback == "return" else "reward"
-    rounds = Rounds(bandits, args.bandit_interval, stretch, feedback, can_undo)
+    rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback.removeprefix("raw-"), can_undo)
     buffer_size = min(args.buffer_size, args.total_timesteps)
     replay_device = choose_replay_device(args, buffer_size * ReplayBuffer.dtype.itemsize, device)
     replay = ReplayBuffer(args, buffer_size, replay_device, device)

@@ -90,6 +90,21 @@ def test_a_damaged_run_does_not_get_into_a_file_and_is_named(study, tmp_path, ca
     assert {record.folder for record in read_parquet(tmp_path / "one.parquet")}.isdisjoint({"A-v0__0", "A-v0__1"})
 
 
+def test_runs_that_were_all_stopped_get_into_a_file_but_not_into_a_report(tmp_path, capsys):
+    study, file = tmp_path / "study", tmp_path / "one.parquet"
+    folder = write_run(study, "A-v0", 1, 10.0, status="interrupted")
+    report.main([str(study), "--compact", str(file)])
+    assert "1 runs" in capsys.readouterr().out and len(read_parquet(file)) == 1
+    for path in (study, file):
+        with pytest.raises(SystemExit) as end:
+            report.main([str(path), "--no-figures"])
+        assert end.value.code == 2 and "finished runs" in capsys.readouterr().err
+    (folder / "config.json").write_text("{")  # nor is a damaged run enough for a file
+    with pytest.raises(SystemExit) as end:
+        report.main([str(study), "--compact", str(file)])
+    assert end.value.code == 2
+
+
 def table(**columns):
     lists = {"global_step": [1], "episodic_return": [1.0]}
     names = {"folder": ["a"], "config": ["{}"], "summary": ["{}"], "episodes": [lists], "rounds": [lists]}
