@@ -6,7 +6,7 @@ install: .venv/installed
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --no-compile --quiet --disable-pip-version-check -r requirements.txt  # Python compiles what it imports
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch .venv/installed
 
 run: install
