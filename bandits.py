@@ -294,8 +294,9 @@ class Rounds:
     def is_ruined_by(self, sign, healthy=0.0):
         """Take in a `sign` that grows with the harm, a loss or a KL divergence, and say whether the round is ruinous.
 
-        It is if a sign in it is not finite, or a hundred times the largest of all rounds that were closed and a hundred
-        times what is `healthy` anywhere. Without the latter, nothing is ruinous before a round has closed.
+        Call it whenever there is one. The round is ruinous if a sign in it is not finite, or a hundred times the
+        largest of all rounds that were closed and a hundred times what is `healthy` anywhere. Without the latter,
+        nothing is ruinous before a round has closed.
         """
         self.largest_sign = max(self.largest_sign, sign if math.isfinite(sign) else math.inf)
         limit = 100 * max(healthy, self.largest_sign_closed) or math.inf
@@ -303,7 +304,7 @@ class Rounds:
 
     @property
     def performance(self):
-        """f_n = R / C: the mean of what was observed in this round, weighted by timesteps; None before anything was."""
+        """f_n: the mean of what was observed in this round, weighted by timesteps; None before anything was."""
         return float(np.average(self.observations, weights=self.durations)) if self.observations else None
 
     @staticmethod
@@ -360,7 +361,7 @@ class Rounds:
         Its arms are charged with a performance as far below the lowest seen as that is below the highest, or below 0
         while one observation is known. What was observed in the round is forgotten, but for the noise; what is observed
         before the next `begin` shows where the agent starts again. Signs that two rounds in a row have had are the
-        task's, not an arm's: the limit is raised to them. Raises RuntimeError if no round is open.
+        task's, not an arm's: the limit is raised to twice the smaller. Raises RuntimeError if no round is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.lowest < self.highest else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)

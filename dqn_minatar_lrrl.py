@@ -78,7 +78,7 @@ class Args:
     # LEARNING RATE
     # what sets the learning rate: a bandit, nothing, or a schedule (linear and cosine end at 0)
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
-    learning_rate: Rate = 2.5e-4  # the rate of the controls but bandit and cyclic (a schedule's first one)
+    learning_rate: Rate = 2.5e-4  # the constant rate, and the first one of linear, exponential and cosine
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
     cyclic_base_lr: Rate = 6.25e-5  # the lowest rate of the cyclic schedule, a triangle (Smith, arXiv 1506.01186)
     cyclic_max_lr: float = 1e-3  # the highest rate of the cyclic schedule

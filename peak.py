@@ -8,7 +8,7 @@ from bandits import Bandit
 
 
 class Peak(Bandit):
-    """Learns how fast each rate moves performance, expects that of the best to fall, and draws the fastest one.
+    """Learns how fast performance rises at each learning rate and draws the one at which it rises fastest.
 
     The policy has a level L of performance, seen through noise. While a rate k is in use, L drifts by d(k) from one
     observation to the next. The drifts are a parabola over log10 η, of which place, height and width are not known, and
@@ -27,7 +27,8 @@ class Peak(Bandit):
     them. The cube is caution: too low a rate costs time, too high a one may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
-    the mean of its last 50 squared errors. Once five errors are known, those beyond 3 standard deviations count as 3.
+    the mean of its first 50 squared errors in units of their variance, then a running mean with weight 1/50. Once five
+    errors are known, those beyond 3 standard deviations count as 3.
     The sizes are weighted by how well they have predicted lately. Nothing has a unit, so performances a f + b, a > 0,
     in place of f change no draw. Arms are drawn by Thompson (1933) sampling from that posterior, its standard
     deviations shrunk to 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
@@ -67,7 +68,7 @@ class Peak(Bandit):
         self.covariance = self._prior_covariance.copy()  # in units of σ²
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
-        self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ² and how many errors it is the mean of
+        self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ², and errors so far, at most 50
         self.evidence = np.zeros(len(self.SIZES))  # log-likelihood
         self._normals = np.random.default_rng(0).standard_normal((1000, len(ranks)))  # the same for every draw
 

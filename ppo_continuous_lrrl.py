@@ -69,7 +69,7 @@ class Args:
     # LEARNING RATE
     # what sets the learning rate: a bandit, nothing, a schedule (linear and cosine end at 0), or the updates' KL
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic", "kl"] = "bandit"
-    learning_rate: Rate = 3e-4  # the rate of the controls but bandit and cyclic (the first one of a schedule and of kl)
+    learning_rate: Rate = 3e-4  # the constant rate, and the first one of linear, exponential, cosine and kl
     # of kl: an epoch over twice this KL divides the rate by 1.5, one under half of it multiplies; within 1e-6 and 1e-2
     target_kl: Positive = 0.01
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
@@ -304,10 +304,11 @@ def main(argv=None):
             batch = (batch_advantages, batch_obs, batch_actions, batch_log_probs, batch_values, batch_returns)
 
             # LEARNING RATE: a new round draws an arm; before the first one, the bandit is told what a rate does here
-            for bandit in bandits.values():
-                if bandit.needs_update_size:
-                    bandit.set_update_size(relative_update(trained, optimizer, update, *next(minibatches_of(batch))))
             if not rounds.is_open:
+                for bandit in bandits.values():
+                    if bandit.needs_update_size:
+                        minibatch = next(minibatches_of(batch))
+                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
                 rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
                 trained.keep()
             if bandits:
