@@ -86,6 +86,7 @@ class Job:
     prefix: str  # how the name of the run folder begins
     timesteps: int
     rollout: int  # timesteps between two moments at which a run can be branched
+    has_replay: bool  # whether the script has a replay, which a branch needs
 
     @property
     def title(self):
@@ -101,6 +102,11 @@ class Job:
         return [path.parent for path in Path(self.folder).glob(f"{glob.escape(self.prefix)}__*/config.json")]
 
     @property
+    def stretches(self):
+        """The run folders of a population that trains."""
+        return [path.parent for path in Path(self.folder, f".{self.prefix}").glob("*/*/config.json")]
+
+    @property
     def has_ended(self):
         return any(status_of(run) in ENDED for run in self.runs)
 
@@ -108,7 +114,7 @@ class Job:
     def words(self):
         """What the script is to be called with: it goes on where there is a checkpoint."""
         for run in self.runs:
-            if (run / "checkpoint.pt").exists():
+            if (run / "checkpoint.pt").exists() or (run / "checkpoint.prev.pt").exists():
                 return ["--resume", str(run), "--env-id", self.env_id]
         interval = ["--checkpoint-interval", str(self.checkpoint_interval)]
         return [*self.options, *interval, "--run-dir", self.folder]
@@ -137,6 +143,8 @@ def read_variants(args):
             reject(f"--variant {text}: must be NAME=OPTIONS, like fixed=--lr-control constant")
         if name != name.strip() or name.startswith(".") or "/" in name or not name.isprintable():
             reject(f"--variant {text}: its name is that of a folder: no slash, no space at its ends, no leading dot")
+        if len(name.encode()) > 200:
+            reject(f"--variant {text}: its name is too long for a folder")
         if name in variants or name == args.tuner:
             reject(f"--variant {text}: there are two variants {name}")
         variants[name] = split_options(f"--variant {name}:", options, SET_HERE)
@@ -167,33 +175,41 @@ def make_jobs(args):
     seeds = range(args.start_seed, args.start_seed + args.num_seeds)
     for seed, (name, env_id) in itertools.product(seeds, cells):
         theirs, _ = found[name, args.env_ids[0]]
+        of_tuner = ["--compile" if theirs["compile"] else "--no-compile"]  # as decided for the length of a whole run
         a_tenth = max(theirs["total_timesteps"] // 10, 1)
         job = Job(
             variant=name,
             env_id=env_id,
             seed=seed,
             script=script,
-            options=(*words[name, env_id], "--seed", str(seed)),
+            options=(*words[name, env_id], *(of_tuner if name == args.tuner else ()), "--seed", str(seed)),
             checkpoint_interval=a_tenth if args.checkpoint_interval is None else args.checkpoint_interval,
             folder=str(Path(args.run_dir, name)),
             prefix=f"{env_id}__{theirs['exp_name']}__{seed}".replace("/", "-"),
             timesteps=theirs["total_timesteps"] * (args.population if name == args.tuner else 1),
             rollout=theirs.get("num_envs", 1) * theirs.get("num_steps", 1),
+            has_replay="keep_replay" in theirs,
         )
         jobs.append(job)
     return sorted(jobs, key=lambda job: job.variant == args.tuner)
 
 
-def check_begun(jobs):
+def check_begun(args, jobs):
     """Rejects a folder in which one of the runs was begun with other options."""
+    of_tuner = {"population": args.population, "tuner_range": list(args.tuner_range), "tuner_rounds": args.tuner_rounds}
     for job in jobs:
         for run in job.runs:
             try:
-                begun = read_json(run / "config.json")["command_line"]
+                config = read_json(run / "config.json")
+                begun = config["command_line"]
             except (OSError, ValueError, KeyError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
             if tuple(begun[: len(job.options)]) != job.options:
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
+            for name, x in of_tuner.items() if job.variant == args.tuner else ():
+                if config.get(name) != x:
+                    option = f"--{name.replace('_', '-')}"
+                    reject(f"{option}: {run} was begun with {config.get(name)}; take another folder, or move it away")
 
 
 # ON THE WORKERS OF RAY
@@ -211,7 +227,7 @@ def run(job, cwd):
         if "--resume" not in job.words:
             for folder in job.runs:
                 shutil.rmtree(folder)  # it was stopped before its first checkpoint
-        code = train(job.script, job.words, job.log)
+        code = train(job.script, job.words, job.log, own_session=True)
     return "" if job.has_ended else f"exit code {code}, {last_line(job.log)} (see {job.log})"
 
 
@@ -223,13 +239,15 @@ def start_ray(args):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let anything else on the machine go first
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")  # they get a SIGTERM and save a checkpoint
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of the workers
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if not args.ray_address:
-        ray.init(num_cpus=args.workers or None, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
+        ours = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+        ray.init("local", num_cpus=args.workers or None, **ours, **quiet)
     else:
         try:
             if ":" in args.ray_address:  # Ray would try for minutes
@@ -271,7 +289,7 @@ class Progress:
 def run_grid(ray, args, jobs):
     """Train all jobs. Returns {title: what went wrong}."""
     remote = ray.remote(num_cpus=1, num_gpus=args.gpus_per_run, max_retries=2)(run)
-    limit = args.workers or int(ray.cluster_resources()["CPU"])
+    limit = args.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
     waiting, active, failed = [job for job in reversed(jobs) if not job.has_ended], {}, {}
     progress = Progress(jobs)
     while waiting or active:
@@ -284,7 +302,7 @@ def run_grid(ray, args, jobs):
             try:
                 problem = ray.get(reference)
             except ray.exceptions.RayError as error:
-                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
             if problem:
                 failed[job.title] = problem
                 say(f"{job.title} has failed: {problem}", "stderr")
@@ -296,7 +314,7 @@ def run_grid(ray, args, jobs):
 def wait_until_quiet(jobs, seconds=20):
     """Wait until the runs that were asked to stop have saved their checkpoints."""
     end = time.monotonic() + seconds
-    for folder in itertools.chain.from_iterable(job.runs for job in jobs):
+    for folder in itertools.chain.from_iterable([*job.runs, *job.stretches] for job in jobs):
         while time.monotonic() < end:
             try:
                 os.close(lock(folder))
@@ -337,11 +355,11 @@ def work(args, jobs):
 def main(argv=None):
     args = parse_args(Args, argv)
     jobs = make_jobs(args)
-    check_begun(jobs)
+    check_begun(args, jobs)
     if args.dry_run:
         for job in (job for job in jobs if not job.has_ended):
-            note = f"  # {args.tuner}, {args.population} members" if job.variant == args.tuner else ""
-            say(shlex.join(["python", job.script, *job.words]) + note)
+            command = shlex.join(["python", job.script, *job.words])
+            say(f"# {job.title}: {args.population} members" if job.variant == args.tuner else command)
         return
     if all(job.has_ended for job in jobs):
         say(f"all {len(jobs)} runs have ended, see {args.run_dir}")

@@ -23,7 +23,7 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "code", "cuda", "torch_deterministic", "compile"),
     *("rollouts_per_round", "command_line", "resume", "resumed", "checkpoint_interval", "threads", "arms"),
     *("buffer_device", "replay_device", "keep_replay", "eval_e", "track", "wandb_project_name", "wandb_entity"),
-    *("capture_video", "save_model", "eval_episodes"),
+    *("capture_video", "save_model", "eval_episodes", "rates"),
 }
 
 
@@ -149,7 +149,8 @@ def parse_summary(text):
 def parse_config(text):
     config = parse_dict(text)
     options = {key: (str, bool, NONE, list, *NUMBER) for key in config if key not in NO_OPTIONS}
-    check(config, options | CONFIG | ({"bandit": (str,)} if config.get("lr_control") == "bandit" else {}))
+    of_control = {"bandit": {"bandit": (str,)}, "pb2": {"learning_rate": (NONE,)}, "pbt": {"learning_rate": (NONE,)}}
+    check(config, options | CONFIG | of_control.get(str(config.get("lr_control")), {}))
     return config | {"env_id": clean(config["env_id"]), "exp_name": config.get("exp_name") or "unknown"}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import io
 import os
@@ -73,7 +74,7 @@ def _try_out(script, words):
         return end.args[0], ""
     except SystemExit:
         refused = errors.getvalue().strip().partition("error: ")[2]
-    return {}, refused
+    return {}, refused or f"{script} ends before its run"
 
 
 def try_out(trials):
@@ -99,20 +100,29 @@ def reserve(option, folder):
         reject(f"{option} {folder}: must be a folder that can be written ({error.strerror})")
 
 
-def _end_with_parent():
+def _end_with_parent(parent):
     """In a new process on Linux: ask for a SIGTERM when its parent is gone, and a run saves a checkpoint then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it went before we asked
+            os.kill(os.getpid(), signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def train(script, words, log):
-    """Run a script to its end, with one thread; what it says is added to the file `log`. Returns its exit code."""
+def train(script, words, log, own_session=False):
+    """Run a script to its end, with one thread; what it says is added to the file `log`. Returns its exit code.
+
+    In a session of its own it gets no signal that is meant for the processes of its parent: Ray kills these.
+    """
     command = [sys.executable, str(ROOT / script), *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    end_with_parent = functools.partial(_end_with_parent, os.getpid())
     with open(log, "a") as file:
         streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-        return subprocess.run(command, env=environment, preexec_fn=_end_with_parent, **streams).returncode
+        process = subprocess.Popen(
+            command, env=environment, preexec_fn=end_with_parent, start_new_session=own_session, **streams
+        )
+    return process.wait()  # `subprocess.run` would kill it if a signal ends us here
 
 
 def lock_when_free(folder):

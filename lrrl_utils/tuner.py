@@ -39,7 +39,7 @@ def train_stretch(plan, parent, i, rate, member):
 
     Raises RuntimeError if the script fails.
     """
-    key = f"{parent and parent.parent.name} {rate!r} {member}"
+    key = f"{parent and parent.parent.name} {rate!r} {member} {plan['options']} {plan['moments'][i + 1]}"
     folder = Path(plan["folder"], f"{i}_{hashlib.sha256(key.encode()).hexdigest()[:12]}")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = lock_when_free(folder)  # Ray Tune may not have ended yet what it replaces by this
@@ -67,8 +67,8 @@ def train_in(plan, folder, parent, i, rate, member):
         for run in folder.glob("*/"):
             shutil.rmtree(run)
         words = [*plan["options"], "--seed", 1000 * plan["seed"] + member, "--learning-rate", rate]
-        words += ["--checkpoint-interval", end, "--run-dir", folder]
-    train(plan["script"], [*words, "--total-timesteps", end], folder / "log.txt")
+        words += ["--checkpoint-interval", end, "--run-dir", folder, *plan["keep"]]
+    train(plan["script"], [*words, "--total-timesteps", end], folder / "log.txt", own_session=True)
     if run := find_stretch(plan, folder, i):
         return run
     raise RuntimeError(f"{last_line(folder / 'log.txt')} (see {folder / 'log.txt'})")
@@ -119,6 +119,7 @@ def train_population(job, args):
     timesteps = job.timesteps // args.population
     stretch = max(timesteps // args.tuner_rounds // job.rollout, 1) * job.rollout
     plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}
+    plan["keep"] = ["--keep-replay"] if job.has_replay else []  # for the stretch after it
     plan |= {"folder": str(folder), "moments": [*range(0, timesteps - stretch + 1, stretch)][: args.tuner_rounds]}
     plan["moments"].append(timesteps)
     scheduler, rates = make_scheduler(args.tuner, *args.tuner_range)
@@ -140,9 +141,13 @@ def train_population(job, args):
         results = tuner.fit()
     if results.errors:
         return str(results.errors[0]).strip().splitlines()[-1]
-    best = max(results, key=lambda result: result.metrics["score"])
-    keep_best(job, args, Path(best.metrics["run"]), folder)
+    keep_best(job, args, Path(best_of(results).metrics["run"]), folder)
     return ""
+
+
+def best_of(results):
+    """The member that ended best."""
+    return max(results, key=lambda result: result.metrics["score"])
 
 
 def keep_best(job, args, run, folder):
@@ -151,10 +156,11 @@ def keep_best(job, args, run, folder):
     words = config["command_line"]
     rates = [float(words[i + 1]) for i, word in enumerate(words) if word == "--learning-rate"]
     changes = {"seed": job.seed, "lr_control": args.tuner, "run_dir": job.folder, "command_line": list(job.options)}
-    changes |= {"population": args.population, "tuner_range": args.tuner_range, "rates": rates}
+    changes |= {"learning_rate": None, "rates": config.get("rates", rates)}  # which were written if we were killed here
+    changes |= {"population": args.population, "tuner_range": args.tuner_range, "tuner_rounds": args.tuner_rounds}
     write_json(run / "config.json", config | changes)
     write_json(run / "summary.json", summary | {"seed": job.seed, "lr_control": args.tuner})
-    for path in run.glob("checkpoint*.pt"):
+    for path in [*run.glob("checkpoint*.pt"), *run.glob("replay.bin")]:
         path.unlink()
     run.rename(Path(job.folder, f"{job.prefix}__{int(time.time())}"))
     shutil.rmtree(folder)

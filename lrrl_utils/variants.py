@@ -27,7 +27,8 @@ def derive_names(runs):
     groups, scripts, variants = {}, {}, {}
     for run in runs:
         task, script, control = (run.config[key] for key in ("env_id", "exp_name", "lr_control"))
-        fixed = control if control == "cyclic" else f"{control} {run.config['learning_rate']:g}"
+        has_rate = control not in ("cyclic", "pb2", "pbt")
+        fixed = f"{control} {run.config['learning_rate']:g}" if has_rate else control
         name = run.config["bandit"] if control == "bandit" else fixed
         groups.setdefault((task, name, script), []).append(run)
         scripts.setdefault(task, {}).setdefault(script, []).append(run)

@@ -89,6 +89,13 @@ def run_forked(command, cwd=None, env=None, **_):
     return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
+def train_forked(script, words, log, own_session=False):
+    """In place of `lrrl_utils.scripts.train`."""
+    done = run_forked([sys.executable, ROOT / script, *words])
+    Path(log).open("a").write(done.stdout + done.stderr)
+    return done.returncode
+
+
 def start_server():
     """Start the process that others are forked from, unless it is there; it needs a core and finds our modules."""
     with starting, mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}):

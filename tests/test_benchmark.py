@@ -3,11 +3,14 @@
 import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -84,6 +87,8 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert "--resume" in process.cmdline()
     first.kill()
     process.wait(120)  # no run outlives its driver
+    (folder,) = study.glob("a fixed rate/Pendulum-v1__*/")
+    assert status_of(folder) == "interrupted"  # it has saved a checkpoint of its own
     log = next((study / "a fixed rate").glob("Pendulum-v1__*.log")).read_text()
     assert log.count("step 64 of 6400") == 1  # it was begun once
 
@@ -151,6 +156,7 @@ def make_job(folder, **changes):
         "prefix": "A-v0__ppo__1",
         "timesteps": 100,
         "rollout": 1,
+        "has_replay": False,
     }
     return benchmark.Job(**fields | changes)
 
@@ -172,16 +178,167 @@ def test_a_job_is_begun_resumed_or_done(tmp_path):
     assert (job.has_ended, job.global_step) == (False, 0)
     run = make_run(tmp_path, "interrupted", 40, checkpoint=True)
     assert job.words == ["--resume", str(run), "--env-id", "A-v0"] and job.global_step == 40
+    (run / "checkpoint.pt").rename(run / "checkpoint.prev.pt")  # as a kill in the middle of a save may leave it
+    assert job.words == ["--resume", str(run), "--env-id", "A-v0"]
+    (run / "summary.json").unlink()
+    assert (job.has_ended, job.global_step) == (False, 0)
     write_json(run / "summary.json", {"status": "diverged", "global_step": 60})
     assert (job.has_ended, job.global_step) == (True, 100)
 
 
+def test_the_runs_of_a_job_are_found_by_any_name(tmp_path):
+    make_run(tmp_path, "running", 1, name="A[1]__x__1__17")
+    make_run(tmp_path, "running", 1, name="A1__x__1__17")
+    assert [run.name for run in make_job(tmp_path, prefix="A[1]__x__1").runs] == ["A[1]__x__1__17"]
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew_and_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cwd").mkdir()
+    old, calls, waited = make_run(tmp_path / "study", "running", 3), [], []
+
+    def train(script, words, log, own_session):
+        calls.append((script, words, log, own_session, Path.cwd()))
+        make_run(tmp_path / "study", "finished", 100, name="A-v0__ppo__1__18")
+
+    monkeypatch.setattr(benchmark, "train", train)
+    monkeypatch.setattr(benchmark, "wait_until_free", waited.append)
+    job = make_job(tmp_path / "study")
+    words = job.words
+    assert benchmark.run(job, str(tmp_path / "cwd")) == ""
+    assert calls == [("ppo_continuous_lrrl.py", words, job.log, True, tmp_path / "cwd")]
+    assert not old.exists() and waited[0] == old
+
+
+def test_a_run_that_fails_twice_is_named_with_its_last_words(tmp_path, monkeypatch):
+    calls = []
+
+    def train(script, words, log, own_session):
+        calls.append(words)
+        log.write_text("something\nRuntimeError: the simulator broke\n")
+        make_run(tmp_path, "failed", 40, name=f"A-v0__ppo__1__{len(calls)}", checkpoint=True)
+        return 1
+
+    monkeypatch.setattr(benchmark, "train", train)
+    job = make_job(tmp_path)
+    assert benchmark.run(job, os.getcwd()) == f"exit code 1, RuntimeError: the simulator broke (see {job.log})"
+    assert ["--resume" in words for words in calls] == [False, True]
+
+
+@pytest.fixture
+def jobs_of(monkeypatch):
+    """jobs_of(*words) makes jobs of the command line; what scripts make of theirs is by_word, {a word: arguments}."""
+    monkeypatch.setattr(benchmark, "check_begun", None)
+
+    def jobs_of(*words, by_word=()):
+        def try_out(trials):
+            arguments = {"total_timesteps": 100, "exp_name": "ppo", "num_envs": 2, "num_steps": 8, "compile": True}
+            found = [[x for word, x in dict(by_word).items() if word in words] for _, words in trials]
+            return [(arguments | (changes[0] if changes else {}), "") for changes in found]
+
+        monkeypatch.setattr(benchmark, "try_out", try_out)
+        return benchmark.make_jobs(parse_args(benchmark.Args, ["--env-ids", "A-v0", *words]))
+
+    return jobs_of
+
+
+def test_a_variant_decides_over_the_command(jobs_of):
+    (job,) = jobs_of(
+        "--num-seeds", "1", "--command", "ppo_continuous_lrrl.py --gamma 0.9", "--variant", "a=--gamma 0.8"
+    )
+    assert job.options == ("--gamma", "0.9", "--gamma", "0.8", "--env-id", "A-v0", "--seed", "1")
+
+
+def test_a_job_is_as_long_and_has_the_name_that_its_options_make_it(jobs_of):
+    words = ["--num-seeds", "1", "--variant", "a=", "--variant", "b=--exp-name mine"]
+    a, b = jobs_of(*words, by_word={"mine": {"exp_name": "mine", "total_timesteps": 50}})
+    assert (a.prefix, a.timesteps, a.checkpoint_interval, a.rollout) == ("A-v0__ppo__1", 100, 10, 16)
+    assert (b.prefix, b.timesteps, b.checkpoint_interval, b.has_replay) == ("A-v0__mine__1", 50, 5, False)
+    for interval in (0, 7):
+        assert [x.checkpoint_interval for x in jobs_of(*words, "--checkpoint-interval", str(interval))] == [
+            interval
+        ] * 2
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_population_is_as_long_as_its_members_together_and_compiles_if_they_would(compiles, jobs_of):
+    by_word = {"constant": {"compile": compiles, "keep_replay": False}}
+    run, population = jobs_of("--num-seeds", "1", "--variant", "a=", "--tuner", "pb2", by_word=by_word)
+    assert (run.variant, run.timesteps, run.options) == ("a", 100, ("--env-id", "A-v0", "--seed", "1"))
+    assert (population.variant, population.timesteps, population.has_replay) == ("pb2", 400, True)
+    assert ("--compile" if compiles else "--no-compile") in population.options
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_grid_when_runs_have_saved(signum, tmp_path, monkeypatch, capsys):
+    calls, run = [], make_run(tmp_path, "running", 1)
+    descriptor = lock(run)
+
+    def shutdown():
+        threading.Timer(0.3, lambda: (calls.append("saved"), os.close(descriptor))).start()
+
+    monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=shutdown))
+    monkeypatch.setattr(benchmark, "run_grid", lambda *_: signal.raise_signal(signum))
+    handlers = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            benchmark.work(SimpleNamespace(tuner=None), [make_job(tmp_path)])
+    finally:
+        for x, handler in handlers.items():
+            signal.signal(x, handler)
+    assert end.value.code == 128 + signum and calls == ["saved"]
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
+def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train_population(job, args):
+        trained.append(job.seed)
+        return "it broke" if job.seed == 3 else ""
+
+    monkeypatch.setitem(sys.modules, "lrrl_utils.tuner", SimpleNamespace(train_population=train_population))
+    monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(benchmark, "run_grid", lambda ray, args, jobs: {job.title: "failed" for job in jobs})
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    make_run(tmp_path, "finished", 100)
+    jobs = [make_job(tmp_path, variant="pb2", seed=seed, prefix=f"A-v0__ppo__{seed}") for seed in (1, 2, 3)]
+    assert benchmark.work(SimpleNamespace(tuner="pb2"), jobs) == {"pb2 A-v0 seed 3": "it broke"}
+    assert trained == [2, 3]
+    assert capsys.readouterr().out == "pb2 A-v0 seed 2 has ended\n"
+
+
+def test_a_run_that_ray_loses_is_reported_with_the_cause(tmp_path, monkeypatch):
+    def get(_):
+        raise ValueError("ray::run() (pid=1)\n  File x\nFileNotFoundError: no such file")
+
+    ray = SimpleNamespace(cluster_resources=dict, exceptions=SimpleNamespace(RayError=ValueError), get=get)
+    ray.remote = lambda **_: lambda function: SimpleNamespace(remote=lambda job, cwd: job.seed)
+    ray.wait = lambda references, timeout: (references, [])
+    failed = benchmark.run_grid(ray, SimpleNamespace(gpus_per_run=0, workers=0), [make_job(tmp_path)])
+    assert failed == {"A-v0 seed 1": "ValueError: FileNotFoundError: no such file"}
+
+
 def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
-    make_run(tmp_path, "running", 40)
-    benchmark.check_begun([make_job(tmp_path)])
+    run = make_run(tmp_path, "running", 40)
+    args = SimpleNamespace(tuner="pb2", population=4, tuner_range=(1e-4, 1e-3), tuner_rounds=10)
+    benchmark.check_begun(args, [make_job(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        benchmark.check_begun([make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
+        benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
     assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
+    population = {"population": 4, "tuner_range": [1e-4, 1e-3], "tuner_rounds": 10}
+    write_json(run / "config.json", {"command_line": ["--seed", "1"]} | population)
+    job = make_job(tmp_path, variant="pb2")
+    benchmark.check_begun(args, [job])
+    for name, x in (("population", 5), ("tuner_range", (1e-4, 1e-2)), ("tuner_rounds", 5)):
+        with pytest.raises(SystemExit) as end:
+            benchmark.check_begun(SimpleNamespace(**vars(args) | {name: x}), [job])
+        assert end.value.code == 2 and f"--{name.replace('_', '-')}: " in capsys.readouterr().err
+
+
+def test_the_driver_refuses_a_folder_begun_with_other_options(study, refused, tmp_path):
+    make_run(tmp_path / "study", "running", 40, name="Pendulum-v1__ppo_continuous_lrrl__1__17")
+    assert "was begun with --seed 1" in refused(benchmark.main, study)
 
 
 def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsys, monkeypatch):
@@ -196,6 +353,9 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
     assert capsys.readouterr().out == "60%, 1 of 2 runs, 04:00 left\n"  # 20 timesteps a minute, 80 are left
     progress.update([job])
     assert capsys.readouterr().out == ""  # not twice within half a minute
+    clock[0] = 91.0
+    progress.update([job])
+    assert capsys.readouterr().out == "60%, 1 of 2 runs, 06:04 left\n"
     progress.update([], [job])
     assert capsys.readouterr().out == "100%, 2 of 2 runs, 00:00 left\n"
 
@@ -210,7 +370,12 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
         (["--variant", "--lr-control constant"], "--variant"),
         (["--variant", "constant"], "must be NAME=OPTIONS"),
         (["--variant", "=--lr-control constant"], "must be NAME=OPTIONS"),
-        (["--variant", "../up="], "is that of a folder"),
+        *((["--variant", f"{name}="], "is that of a folder") for name in ("../up", "a/b", ".a", "a ", "a\tb")),
+        (["--variant", "a" * 201 + "="], "is too long for a folder"),
+        (["--command", "ppo_continuous_lrrl.py --help"], "ends before its run"),
+        (["--variant", "a=--resume x"], "--resume is set here"),
+        (["--variant", "a=--checkpoint-interval 5"], "--checkpoint-interval is set here"),
+        (["--tuner", "pb2", "--tuner-range", "1e-3", "1e-3"], "--tuner-range 0.001 0.001: must be LOW HIGH"),
         (["--variant", "a=", "--variant", "a=--gamma 0.9"], "there are two variants a"),
         (["--variant", "pb2=", "--tuner", "pb2"], "there are two variants pb2"),
         (["--variant", "a=--run-dir x"], "--run-dir is set here"),

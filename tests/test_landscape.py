@@ -2,7 +2,6 @@
 
 import csv
 import math
-import subprocess
 from unittest import mock
 
 import matplotlib.image
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 import landscape
-from tests.processes import run_forked
+from tests.processes import train_forked
 
 COMMAND = "ppo_continuous_lrrl.py --env-id Pendulum-v1 --num-steps 200 --num-minibatches 4 --update-epochs 1"
 OPTIONS = ["--moments", "400", "800", "--length", "800", "--learning-rates", "1e-3", "1e-1", "--seeds", "7"]
@@ -24,7 +23,7 @@ def rows(path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("landscape")
-    with mock.patch("subprocess.run", run_forked):
+    with mock.patch("lrrl_utils.scripts.train", train_forked):
         landscape.main([str(folder), "--command", COMMAND, *OPTIONS])
     return folder
 
@@ -45,7 +44,7 @@ def test_a_branch_is_its_run_up_to_the_moment_and_another_one_from_there_on(made
 
 
 def test_an_agent_with_a_replay_is_branched_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", run_forked)
+    monkeypatch.setattr("lrrl_utils.scripts.train", train_forked)
     command = "sac_mujoco_lrrl.py --env-id Pendulum-v1 --batch-size 8 --learning-starts 100 --no-compile"
     rates = ["--learning-rates", "1e-3", "1e-1"]
     landscape.main([str(tmp_path), "--command", command, "--moments", "400", "--length", "600", *rates])
@@ -75,7 +74,7 @@ def test_the_table_has_the_gain_of_every_branch(made):
 
 
 def test_what_is_done_is_not_done_again(made, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", None)  # a call would be an error
+    monkeypatch.setattr("lrrl_utils.scripts.train", None)  # a call would be an error
     before = (made / "landscape.csv").read_bytes()
     (made / "landscape.csv").unlink()
     landscape.main([str(made), "--command", COMMAND, *OPTIONS])

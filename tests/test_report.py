@@ -449,11 +449,18 @@ def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
     write_run(tmp_path, "A-v0", 1, 10.0, total_timesteps=300_000)
     report.main([str(tmp_path), "--no-figures"])
     assert "timesteps" not in capsys.readouterr().out
-    write_run(tmp_path / "pb2", "A-v0", 1, 10.0, total_timesteps=300_000, population=4)
+    for seed in (1, 2):  # each with rates of its own
+        options = {"lr_control": "pb2", "learning_rate": None, "population": 4, "rates": [1e-3 * seed, 1e-4]}
+        write_run(tmp_path / "pb2", "A-v0", seed, 10.0, total_timesteps=300_000, **options)
     report.main([str(tmp_path), "--no-figures"])
     output = capsys.readouterr().out
     assert "| seeds | timesteps |" in output
-    assert [row[1:4] for row in read_table(output)] == [["lrrl", "1", "300k"], ["pb2", "1", "1.2M"]]
+    assert [row[1:4] for row in read_table(output)] == [["lrrl", "1", "300k"], ["pb2", "2", "1.2M"]]
+    (tmp_path / "pb2").rename(tmp_path / "no_study")
+    for i, run in enumerate((tmp_path / "no_study").iterdir()):
+        run.rename(tmp_path / f"moved {i}")
+    report.main([str(tmp_path), "--no-figures"])
+    assert [row[1:3] for row in read_table(capsys.readouterr().out)] == [["lrrl", "1"], ["pb2", "2"]]
 
 
 def test_runs_that_other_variants_have_are_missing(tmp_path):

@@ -1,0 +1,103 @@
+"""Populations, piece by piece; that a whole one trains is in test_benchmark.py."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lrrl_utils import tuner
+from lrrl_utils.files import read_json, write_json
+
+
+@pytest.fixture
+def plan(tmp_path):
+    words = ["--env-id", "A-v0", "--seed", "3"]
+    plan = {"script": "ppo.py", "options": words, "env_id": "A-v0", "seed": 3, "folder": str(tmp_path), "keep": []}
+    return plan | {"moments": [0, 100, 200]}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What scripts are called with; each call leaves a finished run."""
+    calls = []
+
+    def train(script, words, log, own_session):
+        assert own_session
+        calls.append(words)
+        if "--resume" in words:
+            run = words[words.index("--resume") + 1]
+        else:
+            run = words[words.index("--run-dir") + 1] / "A-v0__ppo__1__17"
+            run.mkdir()
+            write_json(run / "config.json", {"command_line": [str(word) for word in words]})
+        step = words[words.index("--total-timesteps") + 1]
+        write_json(run / "summary.json", {"status": "finished", "global_step": step})
+
+    monkeypatch.setattr(tuner, "train", train)
+    return calls
+
+
+def test_a_stretch_is_trained_once_and_anew_with_other_options(plan, calls):
+    first = tuner.train_stretch(plan, None, 0, 1e-3, 2)
+    assert tuner.train_stretch(plan, None, 0, 1e-3, 2) == first and len(calls) == 1
+    assert calls[0][:4] == plan["options"] and calls[0][4:8] == ["--seed", 3002, "--learning-rate", 1e-3]
+    others = [tuner.train_stretch(plan, None, 0, 1e-3, 1), tuner.train_stretch(plan, None, 0, 1e-4, 2)]
+    plan["options"] = [*plan["options"], "--gamma", "0.9"]
+    others.append(tuner.train_stretch(plan, None, 0, 1e-3, 2))
+    assert len(calls) == 4 and len({first, *others}) == 4
+
+
+def test_a_stretch_goes_on_from_the_one_before_it(plan, calls, monkeypatch):
+    branches = []
+
+    def start_branch(snapshot, folder, learning_rate, key):
+        folder.mkdir()
+        branches.append((snapshot, folder, learning_rate, key))
+
+    monkeypatch.setattr(tuner, "start_branch", start_branch)
+    plan["keep"] = ["--keep-replay"]
+    first = tuner.train_stretch(plan, None, 0, 1e-3, 2)
+    second = tuner.train_stretch(plan, first, 1, 1e-2, 2)
+    assert branches == [(first, second, 1e-2, (3, 2, 1))] and second.name == first.name
+    assert "--keep-replay" in calls[0]
+    assert calls[1] == ["--resume", second, "--env-id", "A-v0", "--total-timesteps", 200]
+
+
+def test_a_stretch_counts_for_the_episodes_that_ended_in_it(tmp_path):
+    (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n90,1,9\n110,2,9\n190,4,9\n")
+    assert [tuner.score_of(tmp_path, begin) for begin in (0, 100, 190)] == [pytest.approx(7 / 3), 3, 4]
+    (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n")
+    assert tuner.score_of(tmp_path, 0) == -math.inf
+
+
+def test_the_best_member_is_the_one_that_ended_highest():
+    results = [SimpleNamespace(metrics={"score": score}) for score in (1.0, 3.0, 2.0)]
+    assert tuner.best_of(results) is results[1]
+
+
+@pytest.mark.parametrize("name", ["pb2", "pbt"])
+def test_first_rates_are_spread_evenly_over_the_logarithm_of_the_range(name):
+    scheduler, rates = tuner.make_scheduler(name, 1e-5, 1e-1)
+    (domain,) = rates.values()
+    np.random.seed(0)
+    drawn = np.array([domain.sample() for _ in range(1000)])
+    logs = drawn if name == "pb2" else np.log10(drawn)
+    assert abs(np.mean(logs) + 3) < 0.15 and logs.min() < -4.9 and logs.max() > -1.1 and logs.max() <= -1
+    assert scheduler.metric == "score" and scheduler._metric_op == 1.0  # the larger, the better
+
+
+def test_the_best_member_becomes_the_run_of_the_population(plan, calls, tmp_path):
+    run = tuner.train_stretch(plan, None, 0, 1e-3, 0)
+    (run / "replay.bin").touch(), (run / "checkpoint.pt").touch()
+    job = SimpleNamespace(seed=3, folder=str(tmp_path), prefix="A-v0__ppo__3", options=("--seed", "3"))
+    args = SimpleNamespace(tuner="pb2", population=4, tuner_range=(1e-4, 1e-2), tuner_rounds=2)
+    tuner.keep_best(job, args, run, Path(run).parent)
+    (kept,) = tmp_path.glob("A-v0__ppo__3__*")
+    config = read_json(kept / "config.json")
+    assert (config["seed"], config["lr_control"], config["learning_rate"]) == (3, "pb2", None)
+    assert config["rates"] == [1e-3] and config["command_line"] == ["--seed", "3"]
+    assert (config["population"], config["tuner_range"], config["tuner_rounds"]) == (4, [1e-4, 1e-2], 2)
+    assert read_json(kept / "summary.json")["lr_control"] == "pb2"
+    assert not {path.name for path in kept.iterdir()} & {"replay.bin", "checkpoint.pt"} and not run.parent.exists()
