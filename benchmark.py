@@ -326,8 +326,11 @@ def wait_until_quiet(jobs, seconds=20):
 def work(args, jobs):
     """Train all jobs that have not ended. Returns {title: what went wrong}."""
 
+    asked = []  # the signals that came: Ray makes every SystemExit one of code 1
+
     def stop(signum, frame):
-        raise SystemExit(128 + signum)
+        asked.append(signum)
+        raise SystemExit
 
     ray = start_ray(args)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -344,10 +347,10 @@ def work(args, jobs):
                     f"{job.title} has {f'failed: {problem}' if problem else 'ended'}", "stderr" if problem else "stdout"
                 )
     except SystemExit:
-        ray.shutdown()
+        ray.shutdown()  # ends the workers, whose runs get a SIGTERM then
         wait_until_quiet(jobs)
         say("stopped; the same command goes on", "stderr")
-        raise
+        raise SystemExit(128 + asked[0] if asked else 1) from None
     ray.shutdown()
     return failed
 

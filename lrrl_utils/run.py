@@ -112,9 +112,10 @@ class Run(Logs):
 
     def __enter__(self):
         def stop(signum, frame):
-            if self.signal:
-                raise Stopped(128 + signum)  # somebody insists
-            self.signal = signum  # only that: whatever is going on here may hold a lock
+            if self.signal and (signum != self.signal or time.monotonic() > self.signal_time + 1):
+                raise Stopped(128 + signum)  # somebody insists; a parent that dies sends one for each of its threads
+            if not self.signal:  # only that: whatever is going on here may hold a lock
+                self.signal, self.signal_time = signum, time.monotonic()
 
         self.handlers = {signum: signal.signal(signum, stop) for signum in SIGNALS}
         threading.excepthook = lambda failure: self.note_problem("TensorBoard's events", failure.exc_value)
@@ -232,18 +233,23 @@ class Run(Logs):
         names = ("env_id", "seed", "lr_control", "total_timesteps")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # KiB
         pulls = self.pulls if self.controllers else next(iter(self.pulls.values()), None)
-        summary = {name: getattr(self.args, name) for name in names} | {
-            "bandit": self.args.bandit if self.arms else None,
-            "global_step": self.global_step,
-            "status": status,
-            "final_return": final_return(self.episodes, self.global_step),
-            "auc": area_under_curve(self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])),
-            "sps": self.sps,
-            "pulls": pulls,
-            "peak_rss_mb": round(peak / 1024, 1),
-            "rollbacks": self.rollbacks if self.arms else None,
-        }
-        summary |= self.summary
+        summary = (
+            {name: getattr(self.args, name) for name in names}
+            | {
+                "bandit": self.args.bandit if self.arms else None,
+                "global_step": self.global_step,
+                "status": status,
+                "final_return": final_return(self.episodes, self.global_step),
+                "auc": area_under_curve(
+                    self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])
+                ),
+                "sps": self.sps,
+                "pulls": pulls,
+                "peak_rss_mb": round(peak / 1024, 1),
+                "rollbacks": self.rollbacks if self.arms else None,
+            }
+            | self.summary
+        )
         self.write_json("summary.json", summary)
         if self.wandb and status != "running":
             with self.wandb_may_fail():

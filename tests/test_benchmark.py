@@ -278,7 +278,14 @@ def test_a_signal_stops_the_grid_when_runs_have_saved(signum, tmp_path, monkeypa
         threading.Timer(0.3, lambda: (calls.append("saved"), os.close(descriptor))).start()
 
     monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=shutdown))
-    monkeypatch.setattr(benchmark, "run_grid", lambda *_: signal.raise_signal(signum))
+
+    def run_grid(*_):
+        try:
+            signal.raise_signal(signum)
+        except SystemExit:
+            raise SystemExit(1) from None  # as Ray does
+
+    monkeypatch.setattr(benchmark, "run_grid", run_grid)
     handlers = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.raises(SystemExit) as end:

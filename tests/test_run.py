@@ -236,12 +236,23 @@ def test_a_signal_sets_a_flag_and_the_run_ends_where_it_asks_for_it(tmp_path):
     assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
 
 
-def test_a_second_signal_does_not_wait(tmp_path):
+@pytest.mark.parametrize(("second", "seconds"), [(signal.SIGINT, 0), (signal.SIGTERM, 1.5)])
+def test_a_second_signal_does_not_wait(second, seconds, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end, new_run(tmp_path):
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        now = time.monotonic() + seconds
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        signal.raise_signal(second)
         raise AssertionError("it must have ended")
-    assert end.value.code == 130
+    assert end.value.code == 128 + second
+
+
+def test_a_signal_that_comes_several_times_at_once_is_one(tmp_path):
+    with pytest.raises(SystemExit) as end, new_run(tmp_path, checkpoint_interval=10) as a_run:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        a_run.end_step(1)
+    assert end.value.code == 143 and (a_run.folder / "checkpoint.pt").exists()
 
 
 def test_an_interrupt_while_the_logs_are_opened_is_not_lost(tmp_path, monkeypatch):
