@@ -140,7 +140,8 @@ def mean_gain(rows):
     """The mean gain of some branches and half the width of its 95 % interval.
 
     It is -inf if one has diverged, NaN if there were too few episodes. With three seeds or more, the interval is
-    Student's between the means of the seeds. With fewer, it tells what chance is in the returns alone.
+    Student's between the means of the seeds. With fewer, it tells what chance is in the returns alone; branches of a
+    seed, which share the returns before them, count as one.
     """
     if any(row["status"] == "diverged" for row in rows):
         return -math.inf, math.nan
@@ -151,7 +152,8 @@ def mean_gain(rows):
     if len(means) > 2:
         width = student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means))
     else:
-        width = 1.96 * math.sqrt(sum(row["standard_error"] ** 2 for row in rows)) / len(rows)
+        variances = [np.mean([row["standard_error"] ** 2 for row in rows if row["seed"] == seed]) for seed in seeds]
+        width = 1.96 * math.sqrt(sum(variances)) / len(seeds)
     return np.mean(means), width
 
 
@@ -189,11 +191,14 @@ def draw(args, means, widths, title):
         axes.text(j, i + 0.24, text, ha="center", va="center", fontsize=7, color=color)  # a run's rates go below it
     if args.show_run:
         rounds = read_csv(args.show_run / "rounds.csv")
-        middles = (rounds["global_step"] + np.append(0, rounds["global_step"][:-1])) / 2
-        at = np.interp(middles, args.moments, x, left=math.nan, right=math.nan)
-        log_rates = np.log10(args.learning_rates)
-        height = np.interp(np.log10(rounds["learning_rate"]), log_rates, y, left=math.nan, right=math.nan)
-        axes.plot(at, height, "o-", color="black", markersize=3, linewidth=0.8)
+        controllers = rounds.get("controller", np.full(len(rounds["global_step"]), ""))
+        for controller in np.unique(controllers):
+            ends, rates = (rounds[column][controllers == controller] for column in ("global_step", "learning_rate"))
+            middles = (ends + np.append(0, ends[:-1])) / 2
+            at = np.interp(middles, args.moments, x, left=math.nan, right=math.nan)
+            log_rates = np.log10(args.learning_rates)
+            height = np.interp(np.log10(rates), log_rates, y, left=math.nan, right=math.nan)
+            axes.plot(at, height, "o-", color="black", markersize=3, linewidth=0.8)
         title += " (line: the rates that a run drew)"
     axes.set_xticks(x, [f"{moment / 1000:g}k" for moment in args.moments])
     axes.set_yticks(y, [f"{rate:g}" for rate in args.learning_rates])
@@ -235,6 +240,14 @@ def main(argv=None):
     if refused:
         reject(f"--command {args.command}: {refused}")
     args.has_replay = "keep_replay" in theirs
+    rollout = theirs.get("num_envs", 1) * theirs.get("num_steps", 1)
+    for option, timesteps in (("length", args.length), *(("moments", moment) for moment in args.moments)):
+        if timesteps % rollout:
+            reject(f"--{option} {timesteps}: must be a multiple of a rollout, which has {rollout} timesteps")
+    if min(args.moments) < args.length // 2:
+        reject(f"--moments {min(args.moments)}: must be half of --length or more, for the returns before it are needed")
+    if args.show_run and not (args.show_run / "rounds.csv").is_file():
+        reject(f"--show-run {args.show_run}: must be a run folder")
     for name in ("seeds", "moments", "learning_rates", "branch_seeds"):
         setattr(args, name, tuple(sorted(set(getattr(args, name)))))
     descriptor = reserve("FOLDER", args.folder)

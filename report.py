@@ -92,7 +92,7 @@ def make_normalized_table(returns, baselines=()):
         for baseline in (None, *baselines):
             others = returns.get(baseline, {})
             seeds = [seed for seed in scores if baseline is None or (seed in others and variant != baseline)]
-            if not seeds:
+            if len(seeds) < (1 if baseline is None else 2):
                 row.append("")
                 continue
             estimate = interquartile_mean([scores[seed] - others.get(seed, 0.0) for seed in seeds])
@@ -146,7 +146,7 @@ def read_study(path, with_unfinished=False):
 
 
 def is_unfinished(left_out):
-    return left_out.status not in ("", "finished")
+    return left_out.status in ("running", "interrupted", "failed", "diverged")
 
 
 def publish(records, left_out, args):
@@ -172,11 +172,13 @@ def main(argv=None):
     for baseline in args.baseline:
         if baseline not in (names := sorted(names_of(variants))):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
-    for line in (mixed := find_mixed_code(variants)):
+    diverged = [one.folder for one in left_out if one.status == "diverged"]
+    warnings = [f"{len(diverged)} diverged and count nowhere: {', '.join(diverged)}"] if diverged else []
+    for line in (warnings := warnings + find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)
     try:
-        write_report(args, variants, mixed, left_out, output)
+        write_report(args, variants, warnings, left_out, output)
     except OSError as error:
         reject(f"--output {output}: {error.strerror or error}")
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from lrrl_utils.measures import shown_rate
-from lrrl_utils.scales import names_of, pair_tasks, tasks_of
+from lrrl_utils.scales import first_update, names_of, pair_tasks, tasks_of
 from lrrl_utils.statistics import best_of, interquartile_curve, interquartile_mean, performance_profile
 from lrrl_utils.variants import count_timesteps
 
@@ -55,8 +55,12 @@ def draw_band(axis, x, estimate, **style):
 
 
 def mean_returns(run, edges):
-    """Mean return between `edges`, (points + 1,) timesteps: a return holds until the next episode ends."""
-    ends, returns = run.episodes["global_step"], run.episodes["episodic_return"]
+    """Mean return between `edges`, (points + 1,) timesteps: a return holds until the next episode ends.
+
+    Episodes that end together count by their mean.
+    """
+    ends, which, counts = np.unique(run.episodes["global_step"], return_inverse=True, return_counts=True)
+    returns = np.bincount(which, run.episodes["episodic_return"]) / counts
     until = np.append(ends, max(edges[-1], ends[-1]))
     integral = np.append(0, np.cumsum(returns * np.diff(until)))
     return np.diff(np.interp(edges, until, integral)) / np.diff(edges)
@@ -143,7 +147,7 @@ def plot_costs(returns, sweep, variants, folder):
         f"the best of 1 to {len(sweep)} constant rates": draw_band(axis, x, zip(*estimates), color="black", marker=".")
     }
     for i, name in enumerate(others):
-        beside = x[0] * 0.04 * (i - (len(others) - 1) / 2)  # many cost the same
+        beside = x[0] * min(0.04, 0.3 / len(others)) * (i - (len(others) - 1) / 2)  # many cost the same
         point, low, high = interquartile_mean(list(returns[name].values()))
         color, errors = color_of(name, names_of(variants)), [[point - low], [high - point]]
         lines[name] = axis.errorbar(np.mean(costs[name]) + beside, point, errors, fmt="o", color=color)
@@ -171,13 +175,13 @@ def plot_improvements(improvements, variants, folder):
 
 
 def pulled_rates(group, controller):
-    """({learning rate}, [(ends of rounds, rates), …]) of a bandit's arms in the runs of a variant."""
+    """([learning rate, …], [(start of the first round, ends of rounds, rates), …]) of a bandit's arms in some runs."""
     rates, pulls = set(), []
     for run in group:
         is_ours = run.rounds.get("controller", np.full(len(run.rounds["global_step"]), "")) == controller
         ends, pulled = (run.rounds[column][is_ours] for column in ("global_step", "learning_rate"))
-        pulls.append((ends, [shown_rate(x) for x in pulled]))
-        rates.update(pulls[-1][1])
+        pulls.append((first_update(run), ends, [shown_rate(x) for x in pulled]))
+        rates.update(pulls[-1][2])
         if not controller:  # else the arms may lie elsewhere
             rates.update(shown_rate(x) for x in run.config.get("learning_rates") or () if isinstance(x, (int, float)))
     return sorted(rates), pulls
@@ -186,11 +190,11 @@ def pulled_rates(group, controller):
 def share_of_rates(rates, pulls, edges):
     """The share of timesteps of all runs at each rate in each bin, (rates, bins); NaN where no round has been."""
     time = np.zeros((len(rates), len(edges) - 1))
-    for ends, pulled in pulls:
-        starts = np.append(0, ends)[: len(ends)]  # a round's row stands at its end
+    for start, ends, pulled in pulls:
+        limits = np.append(min(start, *ends[:1]), ends) if len(ends) else np.zeros(1)  # a round's row stands at its end
         for rate, since in zip(rates, time):
-            spent = np.append(0, np.cumsum((ends - starts) * (np.array(pulled) == rate)))
-            since += np.diff(np.interp(edges, np.append(0, ends), spent))
+            spent = np.append(0, np.cumsum(np.diff(limits) * (np.array(pulled) == rate)))
+            since += np.diff(np.interp(edges, limits, spent))
     with np.errstate(invalid="ignore"):
         return time / time.sum(axis=0)
 

@@ -18,19 +18,27 @@ def names_of(variants):
     return list(dict.fromkeys(name for _, name in variants))
 
 
+def first_update(run):
+    """The timestep of the first update of a run."""
+    starts, *rollout = (run.config.get(key) or 0 for key in ("learning_starts", "num_envs", "num_steps"))
+    return starts or np.prod(rollout)
+
+
 def find_scale(task, groups):
     """Mean return of the untrained policy on a task, and the highest mean final return of a constant rate.
 
-    The former is the mean over the episodes that end before the first update, of all runs.
+    The former is the mean over the episodes that end before the first update, of all runs. Of the constant rates, those
+    with fewer seeds than others do not count.
     """
     constants = [group for group in groups if group[0].config["lr_control"] == "constant"]
     if not constants:
         reject(f"--normalize: there is no run of {task} with --lr-control constant")
+    most = max(map(len, constants))  # a rate with which others have diverged is not the best one
+    constants = [group for group in constants if len(group) == most]
     best = max(np.mean(list(final_returns(group).values())) for group in constants)
     untrained = []
     for run in (run for group in groups for run in group):
-        starts, *rollout = (run.config.get(key) or 0 for key in ("learning_starts", "num_envs", "num_steps"))
-        before = run.episodes["global_step"] <= (starts or np.prod(rollout))
+        before = run.episodes["global_step"] <= first_update(run)
         untrained += run.episodes["episodic_return"][before].tolist()
     if not untrained or np.mean(untrained) >= best:
         reject(f"--normalize: there is no constant rate of {task} that is better than the untrained policy")
@@ -72,6 +80,6 @@ def find_sweep(variants, returns):
     `returns` are those of `normalized_returns`.
     """
     controls = {name: group[0].config["lr_control"] for (_, name), group in variants.items()}
-    constants = [name for name, seeds in returns.items() if controls[name] == "constant"]
+    constants = [name for name, seeds in returns.items() if controls[name] == "constant" and len(seeds) > 1]
     enough = constants and len(set.intersection(*(set(returns[name]) for name in constants))) > 1
     return constants if enough and len(constants) > 1 else []

@@ -6,7 +6,8 @@ The percentile bootstrap is stratified: it draws seeds anew for each task. All r
 import itertools
 
 import numpy as np
-from scipy.stats import trim_mean, ttest_rel
+from scipy.stats import t as student
+from scipy.stats import trim_mean
 
 REPETITIONS = 10_000
 CURVE_REPETITIONS = 1_000  # of what has many points
@@ -65,29 +66,37 @@ def probability_of_improvement(ours, theirs):
 
 def paired_mean(ours, theirs):
     """Mean of the differences of pairs, and the two ends of its 95 % interval of Student's t."""
-    low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
-    return np.mean(np.subtract(ours, theirs)), low, high
+    differences = np.subtract(ours, theirs)
+    mean, n = np.mean(differences), len(differences)
+    width = student.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
+    return mean, mean - width, mean + width
 
 
 def best_of(scores, tried):
     """What it brings to try so many of some options with a run each and to keep the best: its IQM and interval.
 
     `scores` is (options, seeds, tasks), with two seeds or more. The option whose run with a seed scores highest counts
-    for the mean of its runs with other seeds, because the highest of some scores owes part of its height to chance. A
-    mean over all choices of `tried` options.
+    for its runs with other seeds, because the highest of some scores owes part of its height to chance. A mean over all
+    choices of `tried` options. Of two seeds, both are in every draw, so the ends of the interval are NaN.
     """
     scores = np.array(scores, dtype=float)
     options, seeds, tasks = scores.shape
     drawn = np.random.RandomState(0).choice(seeds, (CURVE_REPETITIONS, seeds, tasks))
     drawn[0] = np.arange(seeds)[:, None]  # the scores as they are
     is_other = drawn[:, :, None] != drawn[:, None]  # (repetitions, seeds, seeds, tasks)
-    others = is_other.sum(axis=1)
-    possible = others.all(axis=(1, 2))
-    samples = scores[:, drawn[possible], np.arange(tasks)]  # (options, repetitions, seeds, tasks)
-    means = np.einsum("orst,rsut->orut", samples, is_other[possible]) / others[possible]
+    drawn, is_other = (x[is_other.any(axis=(1, 2, 3))] for x in (drawn, is_other))
+    samples = scores[:, drawn, np.arange(tasks)]  # (options, repetitions, seeds, tasks)
     brought = []
     for choice in map(list, itertools.combinations(range(options), tried)):
-        best = samples[choice].argmax(axis=0, keepdims=True)
-        brought.append(np.take_along_axis(means[choice], best, axis=0)[0])
-    estimates = trim_mean(np.mean(brought, axis=0).reshape(len(samples[0]), -1), 0.25, axis=1)
-    return estimates[0], *np.percentile(estimates, [2.5, 97.5])
+        best = samples[choice].argmax(axis=0)[None, :, :, None]
+        of_best = np.take_along_axis(samples[choice][:, :, None], best, axis=0)[0]
+        brought.append(trimmed_means(np.where(is_other, of_best, np.nan).reshape(len(is_other), -1)))
+    estimates = np.mean(brought, axis=0)
+    return estimates[0], *(np.percentile(estimates, [2.5, 97.5]) if seeds > 2 else [np.nan] * 2)
+
+
+def trimmed_means(values):
+    """The interquartile mean of each row of `values`, (rows, n), without its NaNs."""
+    values, counts = np.sort(values, axis=1), np.isfinite(values).sum(axis=1, keepdims=True)  # NaNs come last
+    rank, cut = np.arange(values.shape[1]), counts // 4
+    return np.mean(values, axis=1, where=(cut <= rank) & (rank < counts - cut))

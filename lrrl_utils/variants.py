@@ -22,7 +22,7 @@ def derive_names(runs):
     """{(task, variant): [run, …]} of runs whose variant has no name of its own.
 
     It is named after what sets the learning rate, the script where a task has runs of several, and the options in which
-    its runs differ from others of the same script.
+    its runs differ from others of the same script on any task.
     """
     groups, scripts, variants = {}, {}, {}
     for run in runs:
@@ -32,9 +32,14 @@ def derive_names(runs):
         name = run.config["bandit"] if control == "bandit" else fixed
         groups.setdefault((task, name, script), []).append(run)
         scripts.setdefault(task, {}).setdefault(script, []).append(run)
-    for (task, name, script), group in sorted(groups.items(), key=lambda item: item[0]):
+    own, of_script = {}, {}
+    for (task, name, script), group in groups.items():
+        own.setdefault((name, script), {}).update(dict.fromkeys(differing(group)))
         rivals = [key for key in differing(scripts[task][script]) if key not in CONTROL_OPTIONS]
-        keys = dict.fromkeys((["exp_name"] if len(scripts[task]) > 1 else []) + differing(group) + rivals)
+        of_script.setdefault(script, {}).update(dict.fromkeys(rivals))
+    several = ["exp_name"] if any(len(of_task) > 1 for of_task in scripts.values()) else []
+    for (task, name, script), group in sorted(groups.items(), key=lambda item: item[0]):
+        keys = dict.fromkeys([*several, *own[name, script], *of_script[script]])
         for run in group:
             values = {key: run.config.get(key) for key in keys}
             if "lr_range" in values:  # the arms follow from it

@@ -70,6 +70,12 @@ def test_the_table_has_the_gain_of_every_branch(made):
         assert float(row["standard_error"]) == pytest.approx(error * 12.5, rel=1e-4)
     text = (made / "landscape.md").read_text()
     assert "| branched at | 0.001 | 0.1 |" in text and text.count("**") == 4  # the best of each moment
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()[4:]]
+    for moment, of_moment in zip(("400", "800"), cells):
+        gains = [float(row["gain"]) for row in table if row["moment"] == moment]  # in the order of the rates
+        assert [cell.startswith("**") for cell in of_moment] == [gain == max(gains) for gain in gains]
+        shown = [float(cell.strip("*").split(" ")[0].replace(",", "")) for cell in of_moment]
+        assert shown == pytest.approx(gains, rel=0.01)
     assert matplotlib.image.imread(made / "landscape.png").std() > 0.05
 
 
@@ -111,6 +117,8 @@ def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
     assert landscape.mean_gain([row, *others]) == pytest.approx((3.0, 4.30265 / math.sqrt(3)), rel=1e-5)  # of 2, 4, 3
     assert landscape.mean_gain([row, row | {"status": "diverged", "gain": math.nan}])[0] == -math.inf
     assert math.isnan(landscape.mean_gain([row, row | {"gain": math.nan}])[0])  # too few episodes
+    branches = [row | {"gain": gain} for gain in (1.0, 2.0, 3.0)]  # which share what was before
+    assert landscape.mean_gain(branches) == pytest.approx((2.0, 0.98))
     assert [landscape.text_of(x, 127, " ± ") for x in (1234.5, -math.inf, math.nan)] == ["1,230 ± 130", "diverged", "–"]
 
 
@@ -133,7 +141,16 @@ def test_a_gain_needs_two_episodes_on_both_sides():
         (["--command", f"{COMMAND} --gamma 2"], "--gamma"),
         (["--moments", "0"], "[1, inf)"),
         (["--learning-rates", "-1"], "--learning-rates"),
-        (["--command", COMMAND, "--moments", "300", "--length", "400"], "multiples of a rollout"),
+        (
+            ["--command", COMMAND, "--moments", "300", "--length", "400"],
+            "--moments 300: must be a multiple",
+        ),
+        (
+            ["--command", COMMAND, "--moments", "400", "--length", "300"],
+            "--length 300: must be a multiple",
+        ),
+        (["--command", COMMAND, "--moments", "400", "--length", "1000"], "--moments 400: must be half of --length"),
+        (["--command", COMMAND, *OPTIONS, "--show-run", "nowhere"], "--show-run nowhere: must be a run folder"),
         (["--command", f"{COMMAND} --env-id Nowhere-v0", "--moments", "400"], "Nowhere"),
     ],
 )

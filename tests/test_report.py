@@ -5,6 +5,7 @@ import os
 import warnings
 
 import matplotlib.image
+import numpy as np
 import pandas
 import pytest
 
@@ -131,6 +132,36 @@ def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
     assert sweep() == []
     write_run(tmp_path, "Hopper-v5", 2, 50.0, lr_control="constant", learning_rate=1e-2, **before)
     assert sweep() == ["constant 0.0003", "constant 0.01"]
+    write_run(tmp_path, "Hopper-v5", 3, 50.0, lr_control="constant", learning_rate=1e-1, **before)
+    assert sweep() == ["constant 0.0003", "constant 0.01"]
+
+
+def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "A-v0", seed, 90.0 + 5 * seed, lr_control="constant", num_envs=2, num_steps=50)
+        status = "finished" if seed == 1 else "diverged"
+        write_run(tmp_path, "A-v0", seed, 300.0, status, lr_control="constant", learning_rate=0.1)
+    (zero, one) = find_scales(read_variants(tmp_path))["A-v0"]
+    assert one == 100  # the mean of its seeds
+    assert zero == np.mean([9.5, 10, 10.5])  # at timestep 100, before the first update of two environments
+    report.main([str(tmp_path), "--normalize", "--no-figures"])
+    assert "2 diverged and count nowhere" in capsys.readouterr().out
+
+
+def test_a_name_is_the_same_on_all_tasks(tmp_path):
+    for task in ("A-v0", "B-v0"):
+        write_run(tmp_path, task, 1, 10.0, gamma=0.99)
+    write_run(tmp_path, "A-v0", 1, 10.0, gamma=0.9)
+    assert sorted(read_variants(tmp_path)) == [
+        ("A-v0", "lrrl (gamma 0.9)"),
+        ("A-v0", "lrrl (gamma 0.99)"),
+        ("B-v0", "lrrl (gamma 0.99)"),
+    ]
+
+
+def test_one_pair_has_no_interval():
+    table = report.make_normalized_table({"a": {1: np.ones(1), 2: np.ones(1)}, "b": {2: np.zeros(1)}}, ["b"])
+    assert table.rows[0][3] == "" and table.rows[0][2] == "1.00 [1.00, 1.00]"
 
 
 def test_without_a_constant_rate_there_is_no_scale(tmp_path, capsys):
@@ -345,7 +376,7 @@ def test_variants_of_several_scripts_show_the_script_and_only_options_that_diffe
         ("Hopper-v5", "lrrl (exp_name ppo, bandit_interval 4096)"),
         ("Hopper-v5", "lrrl (exp_name sac, bandit_scope joint)"),
         ("Hopper-v5", "lrrl (exp_name sac, bandit_scope actor)"),
-        ("Walker2d-v5", "lrrl"),
+        ("Walker2d-v5", "lrrl (exp_name ppo, bandit_interval None)"),
     ]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from rliable import library, metrics
+from scipy.stats import trim_mean
 
 from lrrl_utils.figures import mean_returns, share_of_rates
 from lrrl_utils.runs import Run
@@ -38,7 +39,26 @@ def test_the_best_of_some_options_is_kept_and_counts_for_its_other_seeds():
     for tried, expected in ((1, 2), (2, (2 + 3 + 3) / 3), (3, 3)):
         assert best_of(levels, tried) == pytest.approx([expected] * 3)
     lucky = [[[0.0], [10.0]], [[5.0], [5.0]]]  # with the second seed, the first option looks best, and has 0 else
-    assert best_of(lucky, 2)[0] == (5 + 0) / 2
+    point, *ends = best_of(lucky, 2)
+    assert point == (5 + 0) / 2 and np.isnan(ends).all()
+    skewed = np.broadcast_to(np.array([1.0, 1, 1, 1, -5])[:, None], (3, 5, 1))
+    assert best_of(skewed, 1)[0] == interquartile_mean(skewed[0])[0] == 1  # as of a run that is no sweep
+
+
+def test_the_best_of_some_options_is_what_a_loop_finds():
+    scores = np.random.default_rng(2).normal(size=(3, 4, 2))
+    means = []
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        brought = []
+        for seed, task in np.ndindex(4, 2):
+            best = max((a, b), key=lambda option, at=(seed, task): scores[option, *at])
+            brought += [scores[best, other, task] for other in range(4) if other != seed]
+        means.append(trim_mean(brought, 0.25))
+    point, low, high = best_of(scores, 2)
+    assert point == pytest.approx(np.mean(means)) and low < point < high
+
+
+def test_the_best_of_options_that_are_alike_is_no_better():
     alike = np.random.default_rng(1).normal(size=(5, 400, 1))
     point, low, high = best_of(alike[:, :20], 5)
     assert abs(best_of(alike, 5)[0]) < 0.1 and low < point < high
@@ -80,10 +100,14 @@ def test_tasks_may_have_different_numbers_of_seeds():
 def test_a_return_holds_until_the_next_episode_ends():
     episodes = {"global_step": np.array([10.0, 20.0, 40.0]), "episodic_return": np.array([1.0, 3.0, 5.0])}
     run = Run("", {}, {}, episodes, {})
+    together = {"global_step": np.array([10.0, 10.0]), "episodic_return": np.array([1.0, 3.0])}
+    assert mean_returns(Run("", {}, {}, together, {}), np.array([10.0, 20.0])) == [2]
     np.testing.assert_allclose(mean_returns(run, np.array([10.0, 20.0, 25.0, 45.0])), [1, 3, (15 * 3 + 5 * 5) / 20])
 
 
 def test_the_share_of_a_rate_is_that_of_the_timesteps_of_all_runs():
-    pulls = [(np.array([10.0, 30.0]), [0.1, 0.2]), (np.array([20.0]), [0.2]), (np.array([]), [])]
+    pulls = [(0, np.array([10.0, 30.0]), [0.1, 0.2]), (0, np.array([20.0]), [0.2]), (0, np.array([]), [])]
     shares = share_of_rates([0.1, 0.2], pulls, np.array([0.0, 10, 20, 30, 40]))
     np.testing.assert_allclose(shares, [[0.5, 0, 0, np.nan], [0.5, 1, 1, np.nan]])
+    shares = share_of_rates([0.1], [(20, np.array([30.0]), [0.1])], np.array([0.0, 10, 20, 30]))
+    np.testing.assert_allclose(shares, [[np.nan, np.nan, 1]])  # no round before learning starts
