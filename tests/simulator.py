@@ -10,9 +10,14 @@ before. Or it is measured: results/landscapes/ has what each rate does at each m
 are those of tasks that no choice has seen. Levels that bandits and constants end at there:
 
     PYTHONPATH=. python tests/simulator.py levels
+
+and what becomes of `peak` and `prior` where the rate that they expect to be best is not:
+
+    PYTHONPATH=. python tests/simulator.py expectations
 """
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -187,16 +192,16 @@ def calibrate(folder):
     return {name: round(float(x), 3) for name, x in rounded.items()} | {"steps": int(steps), "runs": len(rows)}
 
 
-def simulate(name, make, lives=40):
+def simulate(name, make, lives=40, factor=1.0):
     """The levels, (lives,), that agents of the landscape `name` end at, in units of the noise.
 
-    `make(seed)` makes a bandit; one that asks for the size of its updates is told.
+    `make(seed)` makes a bandit; one that asks for the size of its updates is told `factor` times what it is.
     """
     levels = []
     for seed in range(1000, 1000 + lives):
         bandit = make(seed)
         if bandit.needs_update_size:
-            bandit.set_update_size(UPDATE_SIZES[LANDSCAPES[name][0]])
+            bandit.set_update_size(factor * UPDATE_SIZES[LANDSCAPES[name][0]])
         levels.append(live(bandit, MeasuredAgent(seed, name))[0])
     return np.array(levels)
 
@@ -214,8 +219,21 @@ def print_levels():
                 print(f"{name}: {kind}, {title}: {levels.mean():.1f} ± {levels.std() / len(levels) ** 0.5:.1f}")
 
 
+def print_expectations():
+    """A table of what `peak` and `prior` end at on each measured landscape if what they expect is wrong."""
+    arms = list(np.geomspace(1e-6, 1, 25))
+    print("| landscape | expected rate, times the right one | prior | peak | peak minus prior |\n|-|-|-|-|-|")
+    for name, factor in itertools.product(LANDSCAPES, (0.1, 0.3, 1, 3, 10)):
+        makers = [lambda seed, k=kind: make_bandit(k, arms, seed) for kind in ("prior", "peak")]
+        prior, peak = (simulate(name, make, factor=1 / factor) for make in makers)
+        cells = [f"{x.mean():.1f} ± {1.96 * x.std(ddof=1) / len(x) ** 0.5:.1f}" for x in (prior, peak, peak - prior)]
+        print(f"| {name} | {factor:g} | {' | '.join(cells)} |")
+
+
 if __name__ == "__main__" and sys.argv[1:] == ["levels"]:
     print_levels()
+elif __name__ == "__main__" and sys.argv[1:] == ["expectations"]:
+    print_expectations()
 elif __name__ == "__main__":
     table = {name: calibrate(RESULTS / source) for name, source in SOURCES.items()}
     CALIBRATION.write_text(json.dumps(table, indent=2) + "\n")

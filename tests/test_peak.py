@@ -225,6 +225,18 @@ def test_peak_beats_uniform_and_lrrl_on_measured_landscapes_wherever_the_arms_li
         assert difference.mean() > 3 * difference.std(ddof=1) / math.sqrt(len(difference)), other
 
 
+@pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
+def test_peak_learns_where_the_rate_that_it_expects_is_too_high(name):
+    """Three times too high, `prior` stays where it ruins the agent."""
+    arms = list(np.geomspace(1e-6, 1, 25))
+    prior, peak = (
+        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=20, factor=0.3)
+        for kind in ("prior", "peak")
+    )
+    difference = peak - prior
+    assert difference.mean() > 3 * difference.std(ddof=1) / math.sqrt(len(difference))
+
+
 def test_a_simulated_agent_gains_what_was_measured(monkeypatch, tmp_path):
     """Between rates and moments, below the lowest rate and above the highest; noise of one episode a step is 2."""
     folder = tmp_path / "landscapes" / "mine"
