@@ -233,24 +233,18 @@ class Run(Logs):
         names = ("env_id", "seed", "lr_control", "total_timesteps")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)  # KiB
         pulls = self.pulls if self.controllers else next(iter(self.pulls.values()), None)
-        summary = (
-            {name: getattr(self.args, name) for name in names}
-            | {
-                "bandit": self.args.bandit if self.arms else None,
-                "global_step": self.global_step,
-                "status": status,
-                "final_return": final_return(self.episodes, self.global_step),
-                "auc": area_under_curve(
-                    self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])
-                ),
-                "sps": self.sps,
-                "pulls": pulls,
-                "peak_rss_mb": round(peak / 1024, 1),
-                "rollbacks": self.rollbacks if self.arms else None,
-            }
-            | self.summary
-        )
-        self.write_json("summary.json", summary)
+        summary = {name: getattr(self.args, name) for name in names} | {
+            "bandit": self.args.bandit if self.arms else None,
+            "global_step": self.global_step,
+            "status": status,
+            "final_return": final_return(self.episodes, self.global_step),
+            "auc": area_under_curve(self.episodes, max([self.global_step, *(step for step, _ in self.episodes[-1:])])),
+            "sps": self.sps,
+            "pulls": pulls,
+            "peak_rss_mb": round(peak / 1024, 1),
+            "rollbacks": self.rollbacks if self.arms else None,
+        }
+        self.write_json("summary.json", summary := summary | self.summary)
         if self.wandb and status != "running":
             with self.wandb_may_fail():
                 self.wandb.summary.update(summary)
