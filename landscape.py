@@ -98,7 +98,7 @@ def make_snapshots(args, seed):
             train(args, seed, *words, "--total-timesteps", moment)
         (run,) = parent.glob("*/")
         if step_of(run) != moment:
-            reject(f"--moments {moment}: the run has no checkpoint there; take multiples of a rollout")
+            reject(f"--moments {moment}: {run} has no checkpoint there")
         snapshot.parent.mkdir(exist_ok=True)
         shutil.copytree(run, new := snapshot.with_suffix(".new"), dirs_exist_ok=True)
         new.rename(snapshot)

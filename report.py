@@ -173,7 +173,7 @@ def main(argv=None):
         if baseline not in (names := sorted(names_of(variants))):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
     diverged = [one.folder for one in left_out if one.status == "diverged"]
-    warnings = [f"{len(diverged)} diverged and count nowhere: {', '.join(diverged)}"] if diverged else []
+    warnings = [f"runs that have diverged count nowhere: {', '.join(diverged)}"] if diverged else []
     for line in (warnings := warnings + find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)

@@ -1,16 +1,15 @@
 """What benchmark.py promises: each run of a grid once, whatever dies on the way; bad input before the first run."""
 
-import fcntl
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import psutil
 import pytest
@@ -29,22 +28,9 @@ COMMAND = f"python ppo_continuous_lrrl.py {SMALL} --total-timesteps 1024"
 
 
 @pytest.fixture
-def no_other_ray():
-    """For a test that must not find the Ray of another one, which may run at the same time; see `driver`."""
-    turn = open(Path(tempfile.gettempdir(), "lrrl-tests-of-ray.lock"), "w")
-    fcntl.flock(turn, fcntl.LOCK_EX)
-    with turn:
-        if any(process.name() == "gcs_server" for process in psutil.process_iter(["name"])):
-            pytest.skip("somebody's Ray runs on this machine")
-        yield
-
-
-@pytest.fixture
-def driver(tmp_path, request):
+def driver(tmp_path):
     """driver(*words) starts benchmark.py as a user does; its study is tmp_path / "study"."""
-    processes, turn = [], open(Path(tempfile.gettempdir(), "lrrl-tests-of-ray.lock"), "w")
-    if "no_other_ray" not in request.fixturenames:
-        fcntl.flock(turn, fcntl.LOCK_SH)
+    processes = []
 
     def run(*words):
         command = [sys.executable, str(ROOT / "benchmark.py"), "--run-dir", "study", *words]
@@ -57,7 +43,6 @@ def driver(tmp_path, request):
     for process in processes:
         process.kill()
         process.communicate()
-    turn.close()
 
 
 def training(study):
@@ -409,8 +394,12 @@ def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, s
     assert not list(tmp_path.iterdir())
 
 
-def test_no_cluster_at_all_is_told(no_other_ray, driver):
-    assert_named("auto", driver)
+def test_no_cluster_at_all_is_told(study, refused, monkeypatch):
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda *_: None)  # as if no other Ray ran here
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)
+        assert "--ray-address auto: " in refused(benchmark.main, [*study, "--ray-address", "auto"])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense:x"])

@@ -46,13 +46,6 @@ def kills_of(script):
     return [(script, options, kills) for options, kills in cases.items() if kills]
 
 
-def scripts_to_kill():
-    """All of them; where there is one kill for each, not IQN's, whose loop is that of DQN."""
-    if "SCRIPT" in os.environ:
-        return [os.environ["SCRIPT"]]
-    return [script for script in SCRIPTS if KILLS > 1 or script != "iqn_atari_lrrl.py"]
-
-
 def options_for(script):
     """Timesteps for a kill and options: those of the script in SCRIPTS that has most options in common with this one.
 
@@ -82,7 +75,7 @@ def last_save(parent):
 
 @pytest.mark.parametrize(
     ("script", "options", "kills"),
-    [case for script in scripts_to_kill() for case in kills_of(script)],
+    [case for script in [os.environ.get("SCRIPT")] * ("SCRIPT" in os.environ) or SCRIPTS for case in kills_of(script)],
 )
 def test_a_run_that_is_killed_again_and_again_is_equal_to_one_that_never_was(script, options, kills, start, tmp_path):
     """`SCRIPT=path/to/my_ppo.py make soak` tries a script of your own, a changed copy of one of ours.
