@@ -31,7 +31,8 @@ class Peak(Bandit):
     errors are known, those beyond 3 standard deviations count as 3. The sizes are weighted by how well they have
     predicted lately. Nothing has a unit, so performances a f + b, a > 0, in place of f change no draw. Arms are drawn
     by Thompson (1933) sampling from that posterior, its standard deviations shrunk to 0.4, which costs less in a short
-    run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS 2011). The constants were chosen on simulated agents and four tasks; none is to be tuned.
+    run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS 2011). The constants were chosen on
+    simulated agents and four tasks; none is to be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms that have not failed. For a rate that is

@@ -1,5 +1,6 @@
 """What benchmark.py promises: each run of a grid once, whatever dies on the way; bad input before the first run."""
 
+import functools
 import os
 import shlex
 import signal
@@ -396,7 +397,7 @@ def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, s
 
 def test_no_cluster_at_all_is_told(study, refused, monkeypatch):
     monkeypatch.setattr("ray._private.utils.read_ray_address", lambda *_: None)  # as if no other Ray ran here
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.setattr("ray._private.services._cached_find_gcs_addresses", functools.cache(set))
     with mock.patch.dict(os.environ):
         os.environ.pop("RAY_ADDRESS", None)
         assert "--ray-address auto: " in refused(benchmark.main, [*study, "--ray-address", "auto"])
