@@ -16,15 +16,16 @@ class Peak(Bandit):
 
         f_t = L_t + ε_t                                ε_t ~ N(0, 1)
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
-        d_t(k) = m_t(k) + c_t + b_t z_t(k) + a_t z_t(k)² + g_t(k)
+        d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
         c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(0, s²)
         b, a ~ N(0, s² diag(1, 0.3²))                  g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.75 %
-    of their norm in a gradient step at the start, and by a tenth of that at the end. c is what all rates have in
-    common, b where the peak is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of
-    them. The cube is caution: too low a rate costs time, too high a one may cost the agent.
+    of their norm in a gradient step at the start, and by a tenth of that at the end. c is what rates have in common; one
+    below the best has its part of that in proportion to itself, for a rate of 0 would change nothing. b is where the
+    peak is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of them. The cube is
+    caution: too low a rate costs time, too high a one may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
     the mean of its first 50 squared errors in units of their variance, then a running mean with weight 1/50. Once five
@@ -98,7 +99,7 @@ class Peak(Bandit):
     def features(self):
         """What (c, b, a, g) are multiplied with to give the drift of each arm, (K, 3 + K)."""
         z = self.decades(self.progress)
-        return np.column_stack([np.ones(len(z)), z, z**2, np.eye(len(z))])
+        return np.column_stack([10 ** np.minimum(z, 0), z, z**2, np.eye(len(z))])
 
     def observe(self, performance):
         performance = super().observe(performance)
