@@ -18,10 +18,10 @@ class Peak(Bandit):
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
         d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(0, s²)
+        c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(s, s²)
         b, a ~ N(0, s² diag(1, 0.3²))                  g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
 
-    z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.75 %
+    z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.6 %
     of their norm in a gradient step at the start, and by a tenth of that at the end. c is what rates have in common; one
     below the best has its part of that in proportion to itself, for a rate of 0 would change nothing. b is where the
     peak is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of them. The cube is
@@ -44,7 +44,7 @@ class Peak(Bandit):
     Arguments and errors as for `Bandit`.
     """
 
-    BEST_UPDATE, FALL = 0.0075, 1.0  # the best relative update at the start; decades that it falls until the end
+    BEST_UPDATE, FALL = 0.006, 1.0  # the best relative update at the start; decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
     COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5  # the place deviates by PLACE / 2 decades
     WALK, COMMON_WALK, FADE, CUT = 0.1, 0.1, math.exp(-1 / 1000), 3.0
@@ -63,6 +63,7 @@ class Peak(Bandit):
         # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds
         # what data adds, and what σ times the prior does. The first axis is the sizes.
         self.mean = np.zeros((len(self.SIZES), 4 + len(ranks), 2))
+        self.mean[:, 1, 1] = self.SIZES
         prior = np.diag([0.0, self.COMMON, self.PLACE, self.WIDTH] + [0.0] * len(ranks)) ** 2
         prior[4:, 4:] = self.DEVIATION**2 * np.exp(-0.5 * (self._distances / self.LENGTH) ** 2)
         self._prior_covariance = np.array(self.SIZES)[:, None, None] ** 2 * prior

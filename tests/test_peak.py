@@ -59,7 +59,8 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
         pulled.append(arm)
 
     sigma, log_rates, times, arms = math.sqrt(bandit.variance[0]), np.log10(ARMS), np.arange(1, 7), np.array(pulled)
-    z = log_rates[arms] - math.log10(0.0075 / 5) + np.arange(6) / 6  # of the arm in use
+    z = log_rates[arms] - math.log10(0.006 / 5) + np.arange(6) / 6  # of the arm in use
+    share = np.minimum(10**z, 1)
     rho = math.exp(-1 / 1000) ** np.abs(times[:, None] - times)
     kernel = 0.2**2 * np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2)
     common = 1 + 0.1**2 * (1 + np.minimum(times[:, None], times))  # it walked a step before the first observation, too
@@ -68,14 +69,14 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
         0.3**2 * np.multiply.outer(z**2, z**2),
         kernel[np.ix_(arms, arms)],
     )
-    drift_covariance = 0.3**2 * (common + rho * (place + width + deviations))
+    drift_covariance = 0.3**2 * (common * np.multiply.outer(share, share) + rho * (place + width + deviations))
     to_levels = np.tril(np.ones((6, 6)))  # L_t = L_0 + the drifts up to t; L_0 is observed with variance 1
     covariance = 1 + to_levels @ (drift_covariance + 0.1**2 * np.eye(6)) @ to_levels.T + np.eye(6)
     # of (c, b, a, g) at the end with the drifts at all times
-    cross = 0.3**2 * np.stack([common[-1], rho[-1] * z, 0.3**2 * rho[-1] * z**2, *(rho[-1] * kernel[:, arms])])
+    cross = 0.3**2 * np.stack([common[-1] * share, rho[-1] * z, 0.3**2 * rho[-1] * z**2, *(rho[-1] * kernel[:, arms])])
     cross = cross @ to_levels.T
-    residual = np.array(observations[1:]) + sigma * to_levels @ (0.3 * (z**2 + np.maximum(z, 0) ** 3))
-    expected = cross @ np.linalg.solve(covariance, residual) / sigma
+    residual = np.array(observations[1:]) + sigma * to_levels @ (0.3 * (z**2 + np.maximum(z, 0) ** 3 - share))
+    expected = cross @ np.linalg.solve(covariance, residual) / sigma + 0.3 * np.eye(8)[0]  # c is expected to be s
     assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
     prior = np.zeros((8, 8))
     prior[:3, :3], prior[3:, 3:] = np.diag([common[-1, -1], 1, 0.3**2]), kernel
@@ -230,7 +231,7 @@ def test_peak_learns_where_the_rate_that_it_expects_is_too_high(name):
     """Three times too high, `prior` stays where it ruins the agent."""
     arms = list(np.geomspace(1e-6, 1, 25))
     prior, peak = (
-        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=20, factor=0.3)
+        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=40, factor=0.3)
         for kind in ("prior", "peak")
     )
     difference = peak - prior
