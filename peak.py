@@ -1,5 +1,6 @@
 """Our own bandit, `Peak`, and its control. NumPy only, as `bandits.py`, which it needs."""
 
+import copy
 import math
 
 import numpy as np
@@ -21,24 +22,24 @@ class Peak(Bandit):
         c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(s, s²)
         b, a ~ N(0, s² diag(1, 0.3²))                  g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
 
-    z is how many decades a rate is from the one that is expected to be best: that which moves the parameters by 0.6 %
-    of their norm in a gradient step at the start, and by a tenth of that at the end. c is what rates have in common; one
-    below the best has its part of that in proportion to itself, for a rate of 0 would change nothing. b is where the
-    peak is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of them. The cube is
-    caution: too low a rate costs time, too high a one may cost the agent.
+    z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.6 %
+    of their norm in a gradient step at the start, and a tenth of that rate at the end. c is what there is to gain now:
+    a rate below the expected best gets c times η over that one, for a rate near 0 changes little. b is where the peak
+    is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of them. The cube is caution:
+    too low a rate costs time, one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
     the mean of its first 50 squared errors in units of their variance, then a running mean with weight 1/50. Once five
     errors are known, those beyond 3 standard deviations count as 3. The sizes are weighted by how well they have
-    predicted lately. Nothing has a unit, so performances a f + b, a > 0, in place of f change no draw. Arms are drawn
-    by Thompson (1933) sampling from that posterior, its standard deviations shrunk to 0.4, which costs less in a short
-    run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS 2011). The constants were chosen on
-    simulated agents and four tasks; none is to be tuned.
+    predicted lately. Nothing has a unit: performances u f + v, u > 0, in place of f change no draw. Arms are drawn by
+    Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations are multiplied by
+    0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
+    2011). The constants were chosen on simulated agents and four tasks; none is to be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
-    that were drawn, or within half a decade of them, upwards only from arms that have not failed. For a rate that is
-    far too high can ruin an agent before its noise is known, and then nothing tells that it did. An arm that has failed
-    and those above it are thought to drift by 3 s less than before.
+    that were drawn, or within half a decade of them, upwards only from arms whose last round has not failed. For a rate
+    that is far too high can ruin an agent before its noise is known, and then nothing tells that it did. Of a round
+    that has failed, one thing is kept: its arm and those above it are thought to drift by 3 s less than before.
 
     Call `set_update_size` before the first draw. Without it, the middle arm is expected to be best at the start.
     Arguments and errors as for `Bandit`.
@@ -46,10 +47,11 @@ class Peak(Bandit):
 
     BEST_UPDATE, FALL = 0.006, 1.0  # the best relative update at the start; decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
-    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5  # the place deviates by PLACE / 2 decades
+    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
     WALK, COMMON_WALK, FADE, CUT = 0.1, 0.1, math.exp(-1 / 1000), 3.0
     FORGET = 0.98  # of how well a size has predicted
     SHRINK = 0.4
+    FILTER = ("mean", "covariance", "variance", "errors", "evidence")
 
     def __init__(self, arms, window=5, seed=0):
         super().__init__(arms, window, seed)
@@ -72,6 +74,7 @@ class Peak(Bandit):
         self.level_is_known = False
         self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ², and errors so far, at most 50
         self.evidence = np.zeros(len(self.SIZES))  # log-likelihood
+        self.at_start = self.copy_filter()  # of this round
         self._normals = np.random.default_rng(0).standard_normal((1000, len(ranks)))  # the same for every draw
 
     def set_update_size(self, size):
@@ -146,6 +149,13 @@ class Peak(Bandit):
             self.errors = min(self.errors + 1, 50)
             self.variance += ((cut * error) ** 2 - self.variance) / self.errors
 
+    def copy_filter(self):
+        return copy.deepcopy({name: getattr(self, name) for name in self.FILTER})
+
+    def pull(self):
+        self.at_start = self.copy_filter()
+        return super().pull()
+
     def learn(self, feedback):
         self.survived[self.arm], self.failed[self.arm] = True, False
 
@@ -153,6 +163,8 @@ class Peak(Bandit):
         arm = self.arm
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
+        for name, value in self.at_start.items():  # a catastrophe would be taken for noise, or for a drift
+            setattr(self, name, value)
         as_high = self._distances[:, arm] >= 0
         self.mean[:, 4:, 1] -= 3 * np.multiply.outer(self.SIZES, as_high)
         self.level_is_known = False

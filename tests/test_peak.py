@@ -129,6 +129,9 @@ def test_prior_never_learns():
     for bandit in (learning, control):
         draws(bandit, lambda n, rate: n if rate < 2e-4 else -n)
         bandit.progress, bandit.survived = 0.0, np.ones(5, bool)
+    control.pull()
+    control.fail(-1e3)
+    assert control.reachable.all()
     fresh = Peak(ARMS)
     fresh.survived = np.ones(5, bool)
     assert control.probabilities.tolist() == fresh.probabilities.tolist() != learning.probabilities.tolist()
@@ -174,11 +177,74 @@ def test_peak_starts_where_it_expects_the_best_and_spreads_upwards_only_from_arm
     assert bandit.reachable.tolist() == [True, True, True, False, True]
 
     many = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
+    many.progress = 1.0  # the best is expected a decade lower by now, but it spreads from where it started
     play_arm(many, 12, fails=False)
     assert np.flatnonzero(many.reachable).tolist() == [*range(8, 17)]  # half a decade
     ruined = Peak(rates, seed=1)
     play_arm(ruined, 2, fails=True)  # the middle one
     assert ruined.reachable.tolist() == [False, True, True, False, False]
+
+
+def test_of_a_round_that_has_failed_peak_keeps_that_its_arm_and_those_above_are_worse():
+    bandit = Peak(ARMS, seed=1)
+    for performance in (0.0, 0.5, -0.3):
+        bandit.observe(performance)
+    bandit.pull()
+    bandit.update(0.2)
+    bandit.pull()
+    before, bandit.arm = capture(bandit.copy_filter()), 3
+    bandit.observe(-1e8)
+    bandit.fail(-2e8)
+    bandit.mean[:, 4:, 1] += 3 * np.multiply.outer(Peak.SIZES, [0, 0, 0, 1, 1])
+    after = capture(bandit.copy_filter())
+    for name in ("covariance", "variance", "evidence"):
+        assert torch.equal(after[name]["values"], before[name]["values"]), name
+    assert after["mean"]["values"].numpy() == pytest.approx(before["mean"]["values"].numpy())
+    assert after["errors"] == before["errors"]
+    bandit.observe(5.0)  # the agent was taken back: this is where it is, no drift
+    assert bandit.mean[:, 0] == pytest.approx(np.array([[5.0, 0.0]] * 4))
+    assert bandit.mean[:, 1:, 0] == pytest.approx(before["mean"]["values"][:, 1:, 0].numpy(), rel=0.01)  # it fades
+
+
+def test_the_size_of_drifts_that_predicts_best_has_most_weight():
+    def evidence(drift):
+        bandit, rng = Peak(ARMS, seed=1), np.random.default_rng(0)
+        bandit.observe(0.0)
+        bandit.arm = 2
+        for n in range(100):
+            bandit.observe(drift * n + rng.standard_normal())
+        return bandit.evidence.argmax()
+
+    assert evidence(0.0) == 0  # 0.05
+    assert evidence(2.0) >= 2  # 0.45 or 1.35
+
+
+def test_an_outlier_counts_no_more_however_far_off_it_is():
+    def drifts(outlier):
+        bandit, rng = Peak(ARMS, seed=1), np.random.default_rng(0)
+        for n in range(30):
+            bandit.observe(outlier if n == 20 else rng.standard_normal())
+            bandit.arm = 2
+        return bandit.mean
+
+    assert drifts(1e3) == pytest.approx(drifts(1e6), rel=0.01)
+
+
+def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(monkeypatch):
+    monkeypatch.setattr(Peak, "SIZES", (0.45,))
+    bandit, rng = Peak(np.geomspace(1e-5, 1e-1, 9), seed=1), np.random.default_rng(0)
+    bandit.survived = np.ones(9, bool)
+    bandit.observe(0.0)
+    for n in range(30):
+        bandit.arm = n % 9
+        bandit.observe(float(rng.standard_normal()))
+    z = bandit.decades(0.0)
+    features = np.column_stack([np.minimum(10**z, 1), z, z**2, np.eye(9)])
+    beliefs = bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / math.sqrt(bandit.variance[0])
+    mean = features @ beliefs - 0.45 * (z**2 + np.maximum(z, 0) ** 3)
+    covariance = 0.4**2 * features @ bandit.covariance[0, 1:, 1:] @ features.T
+    best = rng.multivariate_normal(mean, covariance, 100_000).argmax(axis=1)
+    assert bandit.probabilities == pytest.approx(np.bincount(best, minlength=9) / 100_000, abs=0.05)
 
 
 def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
