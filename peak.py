@@ -65,7 +65,7 @@ class Peak(Bandit):
         # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds
         # what data adds, and what σ times the prior does. The first axis is the sizes.
         self.mean = np.zeros((len(self.SIZES), 4 + len(ranks), 2))
-        self.mean[:, 1, 1] = self.SIZES
+        self.mean[:, 1, 1] = self.SIZES  # training is expected to help
         prior = np.diag([0.0, self.COMMON, self.PLACE, self.WIDTH] + [0.0] * len(ranks)) ** 2
         prior[4:, 4:] = self.DEVIATION**2 * np.exp(-0.5 * (self._distances / self.LENGTH) ** 2)
         self._prior_covariance = np.array(self.SIZES)[:, None, None] ** 2 * prior
@@ -90,7 +90,7 @@ class Peak(Bandit):
             self.best = math.log10(self.BEST_UPDATE / size)
 
     def decades(self, progress):
-        """z: how many decades each arm is from the rate that is expected to be best, (K,)."""
+        """z: how many decades each arm is above the rate that is expected to be best, (K,)."""
         return self._log_rates - self.best + self.FALL * progress
 
     @property
@@ -163,7 +163,8 @@ class Peak(Bandit):
         arm = self.arm
         feedback = super().fail(performance, before)
         self.survived[arm], self.failed[arm] = False, True
-        for name, value in self.at_start.items():  # a catastrophe would be taken for noise, or for a drift
+        # or a catastrophe would be taken for noise, or for a drift
+        for name, value in copy.deepcopy(self.at_start).items():
             setattr(self, name, value)
         as_high = self._distances[:, arm] >= 0
         self.mean[:, 4:, 1] -= 3 * np.multiply.outer(self.SIZES, as_high)

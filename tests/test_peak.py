@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bandits import Rounds
 from lrrl_utils.rivals import make_bandit
-from lrrl_utils.state import capture
+from lrrl_utils.state import capture, restore
 from peak import Peak, Prior
 from tests import simulator
 from tests.test_bandits import ARMS
@@ -131,7 +131,7 @@ def test_prior_never_learns():
         bandit.progress, bandit.survived = 0.0, np.ones(5, bool)
     control.pull()
     control.fail(-1e3)
-    assert control.reachable.all()
+    assert Prior(ARMS).reachable.all() and not Peak(ARMS).reachable.all()
     fresh = Peak(ARMS)
     fresh.survived = np.ones(5, bool)
     assert control.probabilities.tolist() == fresh.probabilities.tolist() != learning.probabilities.tolist()
@@ -204,6 +204,20 @@ def test_of_a_round_that_has_failed_peak_keeps_that_its_arm_and_those_above_are_
     bandit.observe(5.0)  # the agent was taken back: this is where it is, no drift
     assert bandit.mean[:, 0] == pytest.approx(np.array([[5.0, 0.0]] * 4))
     assert bandit.mean[:, 1:, 0] == pytest.approx(before["mean"]["values"][:, 1:, 0].numpy(), rel=0.01)  # it fades
+
+
+def test_a_round_that_fails_after_a_resume_is_forgotten_as_well():
+    bandits = [Peak(ARMS, seed=1), Peak(ARMS, seed=1)]
+    for performance in (0.0, 0.5, -0.3):
+        bandits[0].observe(performance)
+    bandits[0].pull()
+    bandits[0].observe(-1e8)
+    restore(bandits[1], capture(bandits[0]))
+    for bandit in bandits:
+        bandit.fail(-2e8)
+        bandit.observe(0.1)
+    assert bandits[1].pull() == bandits[0].pull() and bandits[1].variance[0] < 1
+    assert capture(bandits[1].mean)["values"].tolist() == capture(bandits[0].mean)["values"].tolist()
 
 
 def test_the_size_of_drifts_that_predicts_best_has_most_weight():
