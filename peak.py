@@ -19,14 +19,14 @@ class Peak(Bandit):
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
         d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        c_t = c_{t−1} + 0.1 s N(0, 1)                  c_0 ~ N(s, s²)
-        b, a ~ N(0, s² diag(1, 0.3²))                  g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
+        c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
 
-    z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.6 %
-    of their norm in a gradient step at the start, and a tenth of that rate at the end. c is what there is to gain now:
+    z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.2 %
+    of their norm in a gradient step at the start, and half of that rate at the end. c is what there is to gain now:
     a rate below the expected best gets c times η over that one, for a rate near 0 changes little. b is where the peak
-    is, a how wide, g the deviations; b, a and g fade, a thousand observations leave 37 % of them. The cube is caution:
-    too low a rate costs time, one that is far too high may cost the agent.
+    is, a how wide, g the deviations. What was learnt fades: a thousand observations leave 37 % of b, a and g, and two
+    hundred of what c has above its mean (Ornstein-Uhlenbeck processes). The cube is caution: too low a rate costs time,
+    one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
     the mean of its first 50 squared errors in units of their variance, then a running mean with weight 1/50. Once five
@@ -34,7 +34,8 @@ class Peak(Bandit):
     predicted lately. Nothing has a unit: performances u f + v, u > 0, in place of f change no draw. Arms are drawn by
     Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations are multiplied by
     0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
-    2011). The constants were chosen on simulated agents and four tasks; none is to be tuned.
+    2011). In these, c is at least 0, or after some bad luck the lowest rate would look best: where no rate can change
+    anything, nothing would contradict that. The constants were chosen on simulated agents and four tasks; none is to be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms whose last round has not failed. For a rate
@@ -45,10 +46,10 @@ class Peak(Bandit):
     Arguments and errors as for `Bandit`.
     """
 
-    BEST_UPDATE, FALL = 0.006, 1.0  # the best relative update at the start; decades that it falls until the end
+    BEST_UPDATE, FALL = 0.002, 0.3  # the best relative update at the start; decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
     COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
-    WALK, COMMON_WALK, FADE, CUT = 0.1, 0.1, math.exp(-1 / 1000), 3.0
+    WALK, COMMON_FADE, FADE, CUT = 0.1, math.exp(-1 / 200), math.exp(-1 / 1000), 3.0
     FORGET = 0.98  # of how well a size has predicted
     SHRINK = 0.4
     FILTER = ("mean", "covariance", "variance", "errors", "evidence")
@@ -75,7 +76,7 @@ class Peak(Bandit):
         self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ², and errors so far, at most 50
         self.evidence = np.zeros(len(self.SIZES))  # log-likelihood
         self.at_start = self.copy_filter()  # of this round
-        self._normals = np.random.default_rng(0).standard_normal((1000, len(ranks)))  # the same for every draw
+        self._normals = np.random.default_rng(0).standard_normal((1000, 3 + len(ranks)))  # the same for every draw
 
     def set_update_size(self, size):
         """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
@@ -119,11 +120,11 @@ class Peak(Bandit):
         self.covariance[:, 0, 0] = 1.0
 
     def predict(self):
-        self.mean[:, 2:] *= self.FADE
-        self.covariance[:, 2:] *= self.FADE
-        self.covariance[:, :, 2:] *= self.FADE
-        self.covariance[:, 2:, 2:] += (1 - self.FADE**2) * self._prior_covariance[:, 2:, 2:]
-        self.covariance[:, 1, 1] += (self.COMMON_WALK * np.array(self.SIZES)) ** 2
+        fades = np.array([1.0, self.COMMON_FADE] + [self.FADE] * (2 + len(self.arms)))
+        both = np.multiply.outer(fades, fades)
+        self.mean = fades[:, None] * self.mean
+        self.mean[:, 1, 1] += (1 - self.COMMON_FADE) * np.array(self.SIZES)
+        self.covariance = both * self.covariance + (1 - both) * self._prior_covariance
         if self.arm is not None:
             step = np.eye(4 + len(self.arms))
             step[0, 1:] = self.features[self.arm]
@@ -180,17 +181,16 @@ class Peak(Bandit):
 
     @property
     def probabilities(self):
-        sigma, features = np.sqrt(self.variance)[:, None], self.features
+        sigma = np.sqrt(self.variance)[:, None]
         data = np.where(sigma > 0, self.mean[:, 1:, 0] / np.where(sigma > 0, sigma, 1), 0)
-        means = self.prior_mean + (self.mean[:, 1:, 1] + data) @ features.T
-        covariance = features @ self.covariance[:, 1:, 1:] @ features.T
-        roots = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(self.arms)))
+        roots = np.linalg.cholesky(self.covariance[:, 1:, 1:] + 1e-9 * np.eye(3 + len(self.arms)))
+        beliefs = (self.mean[:, 1:, 1] + data)[:, None] + self.SHRINK * self._normals @ roots.swapaxes(1, 2)
+        beliefs[:, :, 0] = np.maximum(beliefs[:, :, 0], 0)
+        drifts = self.prior_mean[:, None] + beliefs @ self.features.T
         weights = np.exp(self.evidence - self.evidence.max())
         probabilities = np.zeros(len(self.arms))
-        for mean, root, weight in zip(means, roots, weights / weights.sum()):
-            drifts = mean + self.SHRINK * self._normals @ root.T
-            best = np.where(self.reachable, drifts, -np.inf).argmax(axis=1)
-            probabilities += weight * np.bincount(best, minlength=len(mean)) / len(best)
+        for best, weight in zip(np.where(self.reachable, drifts, -np.inf).argmax(axis=2), weights / weights.sum()):
+            probabilities += weight * np.bincount(best, minlength=len(self.arms)) / len(best)
         return probabilities / probabilities.sum()
 
 

@@ -59,11 +59,11 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
         pulled.append(arm)
 
     sigma, log_rates, times, arms = math.sqrt(bandit.variance[0]), np.log10(ARMS), np.arange(1, 7), np.array(pulled)
-    z = log_rates[arms] - math.log10(0.006 / 5) + np.arange(6) / 6  # of the arm in use
+    z = log_rates[arms] - math.log10(0.002 / 5) + 0.3 * np.arange(6) / 6  # of the arm in use
     share = np.minimum(10**z, 1)
     rho = math.exp(-1 / 1000) ** np.abs(times[:, None] - times)
     kernel = 0.2**2 * np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2)
-    common = 1 + 0.1**2 * (1 + np.minimum(times[:, None], times))  # it walked a step before the first observation, too
+    common = math.exp(-1 / 200) ** np.abs(times[:, None] - times)
     place, width, deviations = (
         np.multiply.outer(z, z),
         0.3**2 * np.multiply.outer(z**2, z**2),
@@ -79,7 +79,7 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
     expected = cross @ np.linalg.solve(covariance, residual) / sigma + 0.3 * np.eye(8)[0]  # c is expected to be s
     assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
     prior = np.zeros((8, 8))
-    prior[:3, :3], prior[3:, 3:] = np.diag([common[-1, -1], 1, 0.3**2]), kernel
+    prior[:3, :3], prior[3:, 3:] = np.diag([1, 1, 0.3**2]), kernel
     posterior = 0.3**2 * prior - cross @ np.linalg.solve(covariance, cross.T)
     assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
 
@@ -87,17 +87,17 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
 @pytest.mark.parametrize("name", ["peak", "prior"])
 def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected_is_drawn_most(name):
     def likeliest(size, progress):
-        bandit = make_bandit(name, [1e-5, 1.0, 1e-4, 1e-2, 1e-3, 1e-1])
+        bandit = make_bandit(name, [1e-5, 1.0, 1e-4, 3e-4, 1e-2, 1e-3, 3e-3, 1e-1])
         if size:
             bandit.set_update_size(size)
-        bandit.progress, bandit.survived = progress, np.ones(6, bool)  # so that nothing is out of reach
+        bandit.progress, bandit.survived = progress, np.ones(8, bool)  # so that nothing is out of reach
         return bandit.arms[np.argmax(bandit.probabilities)]
 
     assert likeliest(None, 0.0) == 1e-3  # the lower one in the middle
-    assert likeliest(None, 0.9) == 1e-4
-    assert likeliest(7.5, 0.0) == 1e-3
-    assert likeliest(7.5, 1.0) == 1e-4
-    assert likeliest(0.1, 0.0) == 1e-1
+    assert likeliest(None, 1.0) == 3e-4
+    assert likeliest(2.0, 0.0) == 1e-3
+    assert likeliest(2.5, 1.0) == 3e-4
+    assert likeliest(0.02, 0.0) == 1e-1
 
 
 @pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
@@ -140,7 +140,7 @@ def test_prior_never_learns():
 def test_peak_finds_a_rate_that_is_a_decade_from_where_it_was_expected():
     for best in (1e-4, 1e-2):
         level, bandit = 0.0, Peak(np.geomspace(1e-6, 1, 25), seed=1)
-        bandit.set_update_size(7.5)  # 1e-3 is expected
+        bandit.set_update_size(2.0)  # 1e-3 is expected
         rng, rounds_of, last = np.random.default_rng(0), Rounds({"agent": bandit}), []
         for n in range(300):
             if n and not rounds_of.is_open:
@@ -244,21 +244,41 @@ def test_an_outlier_counts_no_more_however_far_off_it_is():
     assert drifts(1e3) == pytest.approx(drifts(1e6), rel=0.01)
 
 
-def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(monkeypatch):
+@pytest.mark.parametrize("progress", [2.0, -2.0])
+def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(monkeypatch, progress):
+    """In which training with a low rate does no harm, whatever was seen."""
     monkeypatch.setattr(Peak, "SIZES", (0.45,))
     bandit, rng = Peak(np.geomspace(1e-5, 1e-1, 9), seed=1), np.random.default_rng(0)
     bandit.survived = np.ones(9, bool)
     bandit.observe(0.0)
     for n in range(30):
         bandit.arm = n % 9
-        bandit.observe(float(rng.standard_normal()))
+        bandit.observe(progress * n + rng.standard_normal())
     z = bandit.decades(0.0)
     features = np.column_stack([np.minimum(10**z, 1), z, z**2, np.eye(9)])
     beliefs = bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / math.sqrt(bandit.variance[0])
-    mean = features @ beliefs - 0.45 * (z**2 + np.maximum(z, 0) ** 3)
-    covariance = 0.4**2 * features @ bandit.covariance[0, 1:, 1:] @ features.T
-    best = rng.multivariate_normal(mean, covariance, 100_000).argmax(axis=1)
+    assert (beliefs[0] > 0) == (progress > 0)
+    samples = rng.multivariate_normal(beliefs, 0.4**2 * bandit.covariance[0, 1:, 1:], 100_000)
+    samples[:, 0] = np.maximum(samples[:, 0], 0)
+    best = (samples @ features.T - 0.45 * (z**2 + np.maximum(z, 0) ** 3)).argmax(axis=1)
     assert bandit.probabilities == pytest.approx(np.bincount(best, minlength=9) / 100_000, abs=0.05)
+
+
+def test_peak_does_not_sink_to_rates_that_change_nothing_after_bad_luck():
+    """An agent that falls for a while whatever the rate, and then stands still."""
+    bandit, rng = Peak(np.geomspace(1e-6, 1, 25), seed=1), np.random.default_rng(0)
+    bandit.set_update_size(2.0)  # 1e-3 is expected
+    rounds_of, level, rates = Rounds({"agent": bandit}, rollback=False), 0.0, []
+    rounds_of.earn(0.0, 1)
+    for n in range(150):
+        if not rounds_of.is_open:
+            rounds_of.begin()
+            rates.append(bandit.learning_rate)
+        level -= 0.5 * (n < 30)
+        rounds_of.earn(level + rng.standard_normal(), 1)
+        if rounds_of.is_over:
+            rounds_of.close()
+    assert min(rates) > 3e-5 and np.log10(rates).mean() > -4
 
 
 def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
