@@ -35,7 +35,8 @@ class Peak(Bandit):
     Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations are multiplied by
     0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
     2011). In these, c is at least 0, or after some bad luck the lowest rate would look best: where no rate can change
-    anything, nothing would contradict that. The constants were chosen on simulated agents and four tasks; none is to be tuned.
+    anything, nothing would contradict that. The constants were chosen on simulated agents and four tasks; none is to
+    be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms whose last round has not failed. For a rate
