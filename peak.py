@@ -19,24 +19,25 @@ class Peak(Bandit):
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
         d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ (log10 η_i / η_k)² / 0.5²))
+        c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.2 %
-    of their norm in a gradient step at the start, and half of that rate at the end. c is what there is to gain now:
-    a rate below the expected best gets c times η over that one, for a rate near 0 changes little. b is where the peak
-    is, a how wide, g the deviations. What was learnt fades: a thousand observations leave 37 % of b, a and g, and two
-    hundred of what c has above its mean (Ornstein-Uhlenbeck processes). The cube is caution: too low a rate costs time,
-    one that is far too high may cost the agent.
+    of their norm in a gradient step at the start, and half of that rate at the end. c is what there is to gain now: a
+    rate below the expected best gets c times η over that one. b is where the peak is, a how wide, g the deviations. All
+    of them move (Ornstein-Uhlenbeck processes): what was learnt of b, a and g fades to 37 % in a thousand observations,
+    what was learnt of c in two hundred. The cube is caution: too low a rate costs time, one that is far too high may
+    cost the agent.
 
-    A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; σ² is
-    the mean of its first 50 squared errors in units of their variance, then a running mean with weight 1/50. Once five
-    errors are known, those beyond 3 standard deviations count as 3. The sizes are weighted by how well they have
-    predicted lately. Nothing has a unit: performances u f + v, u > 0, in place of f change no draw. Arms are drawn by
-    Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations are multiplied by
-    0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson Sampling", NeurIPS
-    2011). In these, c is at least 0, or after some bad luck the lowest rate would look best: where no rate can change
-    anything, nothing would contradict that. The constants were chosen on simulated agents and four tasks; none is to
-    be tuned.
+    A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; each
+    has its σ², the mean of its first 50 squared errors in units of their variance, then a running mean with weight
+    1/50. Once five errors are known, those beyond 3 standard deviations count as 3. The sizes are weighted by how well
+    they have predicted lately. Nothing has a unit: performances u f + v, u > 0, in place of f change no draw.
+
+    Arms are drawn by Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations
+    are multiplied by 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
+    Sampling", NeurIPS 2011). In the samples, c is at least 0. After some bad luck it would favour low rates otherwise;
+    the lower they are, the less they change, and the less there is to contradict it. The constants were chosen on
+    simulated agents and real tasks (results/README.md); none is to be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms whose last round has not failed. For a rate
@@ -89,7 +90,7 @@ class Peak(Bandit):
             raise RuntimeError("an arm was drawn already: call set_update_size() before the first pull()")
         self.needs_update_size = False
         if 0 < size < math.inf:
-            self.best = math.log10(self.BEST_UPDATE / size)
+            self.best = math.log10(self.BEST_UPDATE) - math.log10(size)
 
     def decades(self, progress):
         """z: how many decades each arm is above the rate that is expected to be best, (K,)."""
@@ -103,7 +104,7 @@ class Peak(Bandit):
 
     @property
     def features(self):
-        """What (c, b, a, g) are multiplied with to give the drift of each arm, (K, 3 + K)."""
+        """What (c, b, a, g) are multiplied with to give what the drift of each arm has beside m, (K, 3 + K)."""
         z = self.decades(self.progress)
         return np.column_stack([10 ** np.minimum(z, 0), z, z**2, np.eye(len(z))])
 

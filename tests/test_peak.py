@@ -87,17 +87,20 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
 @pytest.mark.parametrize("name", ["peak", "prior"])
 def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected_is_drawn_most(name):
     def likeliest(size, progress):
-        bandit = make_bandit(name, [1e-5, 1.0, 1e-4, 3e-4, 1e-2, 1e-3, 3e-3, 1e-1])
+        bandit = make_bandit(name, list(np.roll(np.geomspace(1e-6, 1, 25), 7)))
         if size:
             bandit.set_update_size(size)
-        bandit.progress, bandit.survived = progress, np.ones(8, bool)  # so that nothing is out of reach
-        return bandit.arms[np.argmax(bandit.probabilities)]
+        bandit.progress, bandit.survived = progress, np.ones(25, bool)  # so that nothing is out of reach
+        return pytest.approx(
+            bandit.arms[np.argmax(bandit.probabilities)], rel=0.35
+        )  # between two arms: a quarter decade
 
-    assert likeliest(None, 0.0) == 1e-3  # the lower one in the middle
-    assert likeliest(None, 1.0) == 3e-4
+    assert likeliest(None, 0.0) == 1e-3  # the one in the middle
+    assert likeliest(None, 1.0) == 5e-4
     assert likeliest(2.0, 0.0) == 1e-3
-    assert likeliest(2.5, 1.0) == 3e-4
+    assert likeliest(20.0, 1.0) == 5e-5
     assert likeliest(0.02, 0.0) == 1e-1
+    assert make_bandit(name, [1e-2, 1e-4, 1e-1, 1e-3]).best == pytest.approx(-3)  # the lower one in the middle
 
 
 @pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
@@ -177,7 +180,7 @@ def test_peak_starts_where_it_expects_the_best_and_spreads_upwards_only_from_arm
     assert bandit.reachable.tolist() == [True, True, True, False, True]
 
     many = Peak(np.geomspace(1e-5, 1e-2, 25), seed=1)
-    many.progress = 1.0  # the best is expected a decade lower by now, but it spreads from where it started
+    many.progress = 1.0  # the best is expected to be half as high by now, but it spreads from where it started
     play_arm(many, 12, fails=False)
     assert np.flatnonzero(many.reachable).tolist() == [*range(8, 17)]  # half a decade
     ruined = Peak(rates, seed=1)
@@ -264,21 +267,14 @@ def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(mon
     assert bandit.probabilities == pytest.approx(np.bincount(best, minlength=9) / 100_000, abs=0.05)
 
 
-def test_peak_does_not_sink_to_rates_that_change_nothing_after_bad_luck():
-    """An agent that falls for a while whatever the rate, and then stands still."""
-    bandit, rng = Peak(np.geomspace(1e-6, 1, 25), seed=1), np.random.default_rng(0)
+def test_however_bad_training_goes_rates_that_change_less_look_no_better():
+    bandit = Peak(np.geomspace(1e-6, 1, 25))
     bandit.set_update_size(2.0)  # 1e-3 is expected
-    rounds_of, level, rates = Rounds({"agent": bandit}, rollback=False), 0.0, []
-    rounds_of.earn(0.0, 1)
-    for n in range(150):
-        if not rounds_of.is_open:
-            rounds_of.begin()
-            rates.append(bandit.learning_rate)
-        level -= 0.5 * (n < 30)
-        rounds_of.earn(level + rng.standard_normal(), 1)
-        if rounds_of.is_over:
-            rounds_of.close()
-    assert min(rates) > 3e-5 and np.log10(rates).mean() > -4
+    bandit.survived = np.ones(25, bool)
+    bandit.covariance[:, 1, 1] = 1e-9
+    for progress in (1, -5, -50):
+        bandit.mean[:, 1, 1] = progress * np.array(Peak.SIZES)
+        assert bandit.arms[bandit.probabilities.argmax()] == pytest.approx(1e-3)
 
 
 def test_a_state_of_peak_is_small_and_its_matrices_stay_covariances():
@@ -328,7 +324,7 @@ def test_peak_beats_uniform_and_lrrl_on_measured_landscapes_wherever_the_arms_li
 
 @pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
 def test_peak_learns_where_the_rate_that_it_expects_is_too_high(name):
-    """Three times too high, `prior` stays where it ruins the agent."""
+    """Where `prior` stays at rates that ruin the agent."""
     arms = list(np.geomspace(1e-6, 1, 25))
     prior, peak = (
         simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=40, factor=0.3)
