@@ -31,6 +31,7 @@ from lrrl_utils.files import lock, read_json
 from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
 from lrrl_utils.scripts import (
     ENDED,
+    hide_gpus,
     last_line,
     reserve,
     split_command,
@@ -106,6 +107,10 @@ class Job:
         """The run folders of a population that trains."""
         return [path.parent for path in Path(self.folder, f".{self.prefix}").glob("*/*/config.json")]
 
+    def first_stretch(self, args):
+        """Timesteps after which the members of a population are compared for the first time."""
+        return max(self.timesteps // args.population // args.tuner_rounds // self.rollout, 1) * self.rollout
+
     @property
     def has_ended(self):
         return any(status_of(run) in ENDED for run in self.runs)
@@ -151,6 +156,11 @@ def read_variants(args):
     return variants or ({} if args.tuner else {"": []})
 
 
+def check_gpus(args):
+    if args.gpus_per_run > 1 and args.gpus_per_run % 1:
+        reject(f"--gpus-per-run {args.gpus_per_run:g}: must be a whole number, or below 1")
+
+
 def make_jobs(args):
     """The runs of the grid, populations last.
 
@@ -191,7 +201,20 @@ def make_jobs(args):
             has_replay="keep_replay" in theirs,
         )
         jobs.append(job)
+    if args.tuner:
+        theirs, _ = found[args.tuner, args.env_ids[0]]
+        check_stretches(args, next(job for job in jobs if job.variant == args.tuner), theirs)
     return sorted(jobs, key=lambda job: job.variant == args.tuner)
+
+
+def check_stretches(args, job, theirs):
+    """Rejects a population whose members cannot train in stretches. `theirs` are the options of its script."""
+    if theirs.get("exploration_fraction"):
+        reject(f"--tuner {args.tuner}: ε must not depend on the length of a run; give --exploration-steps instead")
+    end = str(job.first_stretch(args))
+    ((_, refused),) = try_out([(job.script, [*job.options, "--total-timesteps", end])])
+    if refused:
+        reject(f"--tuner-rounds {args.tuner_rounds}: a first stretch of {end} timesteps: {refused}")
 
 
 def check_begun(args, jobs):
@@ -201,8 +224,8 @@ def check_begun(args, jobs):
         for run in job.runs:
             try:
                 config = read_json(run / "config.json")
-                begun = config["command_line"]
-            except (OSError, ValueError, KeyError):
+                begun = list(config["command_line"])
+            except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
             if tuple(begun[: len(job.options)]) != job.options:
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
@@ -215,9 +238,10 @@ def check_begun(args, jobs):
 # ON THE WORKERS OF RAY
 
 
-def run(job, cwd):
+def run(job, gpus, cwd):
     """Train a run to its end. Returns what went wrong, "" if nothing did."""
     os.chdir(cwd)
+    hide_gpus(gpus)
     Path(job.folder).mkdir(parents=True, exist_ok=True)
     for _attempt in range(2):
         for folder in job.runs:
@@ -237,7 +261,6 @@ def run(job, cwd):
 def start_ray(args):
     """A Ray of our own, or the cluster at --ray-address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let anything else on the machine go first
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")  # they get a SIGTERM and save a checkpoint
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -256,9 +279,9 @@ def start_ray(args):
             ray.init(args.ray_address, **quiet)
         except (OSError, ValueError) as error:
             reject(f"--ray-address {args.ray_address}: {str(error).splitlines()[0]}")
-    gpus = ray.cluster_resources().get("GPU", 0)
+    gpus = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     if args.gpus_per_run > gpus:
-        reject(f"--gpus-per-run {args.gpus_per_run:g}: there are {gpus:g} GPUs")
+        reject(f"--gpus-per-run {args.gpus_per_run:g}: no machine has more than {gpus:g} GPUs")
     return ray
 
 
@@ -286,23 +309,27 @@ class Progress:
             say(f"{done / self.total:.0%}, {text}")
 
 
+def last_of(error):
+    return ["", *str(error).strip().splitlines()][-1]
+
+
 def run_grid(ray, args, jobs):
     """Train all jobs. Returns {title: what went wrong}."""
-    remote = ray.remote(num_cpus=1, num_gpus=args.gpus_per_run, max_retries=2)(run)
+    remote = ray.remote(num_cpus=1, num_gpus=args.gpus_per_run, max_retries=1)(run)
     limit = args.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
     waiting, active, failed = [job for job in reversed(jobs) if not job.has_ended], {}, {}
     progress = Progress(jobs)
     while waiting or active:
         while waiting and len(active) < limit:
             job = waiting.pop()
-            active[remote.remote(job, os.getcwd())] = job
+            active[remote.remote(job, args.gpus_per_run, os.getcwd())] = job
         ready, _ = ray.wait(list(active), timeout=2)
         ended = {active.pop(reference): reference for reference in ready}
         for job, reference in ended.items():
             try:
                 problem = ray.get(reference)
             except ray.exceptions.RayError as error:
-                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                problem = f"{type(error).__name__}: {last_of(error)}"
             if problem:
                 failed[job.title] = problem
                 say(f"{job.title} has failed: {problem}", "stderr")
@@ -341,7 +368,11 @@ def work(args, jobs):
             if job.variant == args.tuner and not job.has_ended:
                 from lrrl_utils.tuner import train_population  # Ray Tune takes seconds to import
 
-                if problem := train_population(job, args):
+                try:
+                    problem = train_population(job, args)
+                except Exception as error:  # of many kinds, and the other populations are to go on
+                    problem = f"{type(error).__name__}: {last_of(error)}"
+                if problem:
                     failed[job.title] = problem
                 say(
                     f"{job.title} has {f'failed: {problem}' if problem else 'ended'}", "stderr" if problem else "stdout"
@@ -357,6 +388,7 @@ def work(args, jobs):
 
 def main(argv=None):
     args = parse_args(Args, argv)
+    check_gpus(args)
     jobs = make_jobs(args)
     check_begun(args, jobs)
     if args.dry_run:

@@ -37,7 +37,7 @@ from lrrl_utils.scales import final_returns, find_scales, find_sweep, names_of, 
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject, say
-from lrrl_utils.variants import count_timesteps, find_mixed_code, group_runs
+from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, group_runs
 
 
 @dataclass
@@ -51,14 +51,16 @@ class Args:
     compact: Path | None = None  # a Parquet file to put all runs into; there is no report, then
 
 
-def make_table(variants, baselines=()):
-    """Final returns and areas under the curve of each task and variant, and the differences to `baselines`.
-
-    What runs have cost is a column where it is not the same for all.
-    """
+def find_costs(variants):
+    """({(task, variant): timesteps of a run}, title of a column of them), () if all have cost the same."""
     costs = {names: count_timesteps(group[0]) for names, group in variants.items()}
     populations = any("population" in run.config for group in variants.values() for run in group)
-    timesteps = ["timesteps"] if populations or len(set(costs.values())) > 1 else []
+    return costs, ("timesteps",) if populations or len(set(costs.values())) > 1 else ()
+
+
+def make_table(variants, baselines=()):
+    """Final returns and areas under the curve of each task and variant, and the differences to `baselines`."""
+    costs, timesteps = find_costs(variants)
     titles = ["task", "variant", "seeds", *timesteps, "final return: IQM [95 %]", "of each seed", "AUC: IQM [95 %]"]
     table = Table(titles, 2, "final return minus {}'s, seed by seed: mean [95 %]", baselines)
     for (task, name), group in variants.items():
@@ -83,12 +85,23 @@ def make_table(variants, baselines=()):
     return table
 
 
-def make_normalized_table(returns, baselines=()):
+def sum_costs(variants):
+    """({variant: timesteps of a run, over all tasks}, title of a column of them), () if all have cost the same."""
+    costs, timesteps = find_costs(variants)
+    sums = {}
+    for (_, name), cost in costs.items():
+        sums[name] = sums.get(name, 0) + cost
+    return sums, timesteps
+
+
+def make_normalized_table(variants, returns, baselines=()):
     """Over all tasks: interquartile means of `normalized_returns` and of paired differences."""
-    titles = ["over all tasks", "seeds", "normalised final return: IQM [95 %]"]
+    costs, timesteps = sum_costs(variants)
+    titles = ["over all tasks", "seeds", *timesteps, "normalised final return: IQM [95 %]"]
     table = Table(titles, 1, "minus {}'s, pair by pair: IQM [95 %]", baselines)
     for variant, scores in returns.items():
-        row, record = [variant, str(len(scores))], {"task": "all", "variant": variant, "seeds": len(scores)}
+        row = [variant, str(len(scores)), *(show_timesteps(costs[variant]) for _ in timesteps)]
+        record = {"task": "all", "variant": variant, "seeds": len(scores), "timesteps": costs[variant]}
         for baseline in (None, *baselines):
             others = returns.get(baseline, {})
             seeds = [seed for seed in scores if baseline is None or (seed in others and variant != baseline)]
@@ -108,7 +121,8 @@ def make_improvement_table(variants, baselines):
 
     They are those of the final returns on the same task, mean over tasks.
     """
-    table = Table(["variant"], 1, "probability of improvement over {} [95 %]", baselines)
+    costs, timesteps = sum_costs(variants)
+    table = Table(["variant", *timesteps], 1, "probability of improvement over {} [95 %]", baselines)
     finals = {
         name: [list(final_returns(variants.get((task, name), [])).values()) for task in tasks_of(variants)]
         for name in names_of(variants)
@@ -116,7 +130,8 @@ def make_improvement_table(variants, baselines):
     finals = {name: of_tasks for name, of_tasks in finals.items() if all(of_tasks)}
     improvements = {baseline: {} for baseline in baselines if baseline in finals}
     for name, ours in finals.items():
-        row, record = [name], {"task": "all", "variant": name}
+        row = [name, *(show_timesteps(costs[name]) for _ in timesteps)]
+        record = {"task": "all", "variant": name, "timesteps": costs[name]}
         for baseline in baselines:
             if name == baseline or baseline not in finals:
                 row.append("")
@@ -183,21 +198,29 @@ def main(argv=None):
         reject(f"--output {output}: {error.strerror or error}")
 
 
+def list_gaps(variants, left_out):
+    """A line for each variant that lacks seeds which others have, and for each run that counts nowhere."""
+    missing = find_missing(variants).items()
+    lines = [f"missing: {task}, {variant}, seeds {' '.join(map(str, seeds))}" for (task, variant), seeds in missing]
+    return lines + [f"left out: {clean(one.folder)} ({clean(one.reason)})" for one in left_out]
+
+
 def write_report(args, variants, warnings, left_out, output):
     """Print the tables as Markdown, and write all of the report into the folder `output`."""
     tables = [make_table(variants, args.baseline)]
     if args.normalize:
         scales = find_scales(variants)
         returns = normalized_returns(variants, scales)
-        tables.append(make_normalized_table(returns, args.baseline))
-    first, *others = [table.to_markdown() for table in tables]
-    text = "\n\n".join([first, *map(escape, warnings), *others])
-    say(text)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(text + "\n", encoding="utf-8")
+        tables.append(make_normalized_table(variants, returns, args.baseline))
     if args.baseline:
         improvement_table, improvements = make_improvement_table(variants, args.baseline)
         tables.append(improvement_table)
+    first, *others = [table.to_markdown() for table in tables]
+    parts = [first, *map(escape, warnings), *others]
+    say("\n\n".join(parts))
+    output.mkdir(parents=True, exist_ok=True)
+    parts += map(escape, list_gaps(variants, left_out))
+    (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (output / "report.csv").write_text(to_csv(tables), encoding="utf-8")
     if not args.figures:
         return

@@ -23,7 +23,7 @@ NO_OPTIONS = {  # entries of config.json that do not make runs different
     *("seed", "run_dir", "device", "versions", "git_commit", "code", "cuda", "torch_deterministic", "compile"),
     *("rollouts_per_round", "command_line", "resume", "resumed", "checkpoint_interval", "threads", "arms"),
     *("buffer_device", "replay_device", "keep_replay", "eval_e", "track", "wandb_project_name", "wandb_entity"),
-    *("capture_video", "save_model", "eval_episodes", "rates"),
+    *("capture_video", "save_model", "eval_episodes", "rates", "stretches"),
 }
 
 

@@ -100,6 +100,12 @@ def reserve(option, folder):
         reject(f"{option} {folder}: must be a folder that can be written ({error.strerror})")
 
 
+def hide_gpus(asked):
+    """In a worker of Ray, which leaves all GPUs to those that have `asked` for 0."""
+    if not asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def _end_with_parent(parent):
     """In a new process on Linux: ask for a SIGTERM when its parent is gone, and a run saves a checkpoint then."""
     if sys.platform == "linux":

@@ -29,7 +29,16 @@ from ray.tune.schedulers.pb2 import PB2
 
 from lrrl_utils.files import read_json, write_json
 from lrrl_utils.measures import read_csv
-from lrrl_utils.scripts import ENDED, last_line, lock_when_free, start_branch, status_of, train, wait_until_free
+from lrrl_utils.scripts import (
+    ENDED,
+    hide_gpus,
+    last_line,
+    lock_when_free,
+    start_branch,
+    status_of,
+    train,
+    wait_until_free,
+)
 
 POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
 
@@ -85,6 +94,9 @@ def score_of(run, begin):
 def train_member(config, plan):
     """A member of the population, as Ray Tune runs it: from its checkpoint on, to the end or until it is changed."""
     os.chdir(plan["cwd"])
+    hide_gpus(plan["gpus"])
+    # not from the configuration: who goes on from another member's checkpoint gets that, too
+    member = int(tune.get_context().get_trial_id().rpartition("_")[2])
     run, stretches = None, 0
     if checkpoint := tune.get_checkpoint():
         with checkpoint.as_directory() as directory:
@@ -93,7 +105,7 @@ def train_member(config, plan):
     rate = config["rate"] if "rate" in config else 10 ** config["log_rate"]
     for i in range(stretches, len(plan["moments"]) - 1):
         if run is None or status_of(run) != "diverged":  # until it is replaced by a better one
-            run = train_stretch(plan, run, i, rate, config["member"])
+            run = train_stretch(plan, run, i, rate, member)
         with tempfile.TemporaryDirectory() as directory:
             Path(directory, POINTER).write_text(json.dumps({"run": str(run), "stretches": i + 1}))
             report = {"score": score_of(run, plan["moments"][i]), "stretches": i + 1, "run": str(run)}
@@ -117,9 +129,10 @@ def train_population(job, args):
     """
     folder = Path(job.folder, f".{job.prefix}")
     timesteps = job.timesteps // args.population
-    stretch = max(timesteps // args.tuner_rounds // job.rollout, 1) * job.rollout
+    stretch = job.first_stretch(args)
     plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}
     plan["keep"] = ["--keep-replay"] if job.has_replay else []  # for the stretch after it
+    plan["gpus"] = args.gpus_per_run
     plan |= {"folder": str(folder), "moments": [*range(0, timesteps - stretch + 1, stretch)][: args.tuner_rounds]}
     plan["moments"].append(timesteps)
     scheduler, rates = make_scheduler(args.tuner, *args.tuner_range)
@@ -128,8 +141,8 @@ def train_population(job, args):
     shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_member, plan=plan), {"cpu": 1, "gpu": args.gpus_per_run}),
-        param_space={"member": tune.grid_search(list(range(args.population)))} | rates,
-        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=False),
+        param_space=rates,
+        tune_config=tune.TuneConfig(scheduler=scheduler, num_samples=args.population, reuse_actors=False),
         run_config=tune.RunConfig(
             storage_path=str(folder.resolve()),
             name="tune",
@@ -158,6 +171,7 @@ def keep_best(job, args, run, folder):
     changes = {"seed": job.seed, "lr_control": args.tuner, "run_dir": job.folder, "command_line": list(job.options)}
     changes |= {"learning_rate": None, "rates": config.get("rates", rates)}  # which were written if we were killed here
     changes |= {"population": args.population, "tuner_range": args.tuner_range, "tuner_rounds": args.tuner_rounds}
+    changes |= {"stretches": len(job.stretches)}  # that were trained
     write_json(run / "config.json", config | changes)
     write_json(run / "summary.json", summary | {"seed": job.seed, "lr_control": args.tuner})
     for path in [*run.glob("checkpoint*.pt"), *run.glob("replay.bin")]:

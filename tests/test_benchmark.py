@@ -113,6 +113,7 @@ def test_a_population_leaves_the_run_of_its_best_member(driver, tmp_path):
     (folder,) = (study / "pb2").iterdir()
     config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
     assert (config["lr_control"], config["seed"], config["population"]) == ("pb2", 3, 2)
+    assert config["stretches"] == 4  # the member that has taken the other's agent has trained one of its own
     assert len(config["rates"]) == 2 and all(3e-5 <= rate <= 3e-3 for rate in config["rates"])
     assert (summary["status"], summary["global_step"]) == ("finished", 1024)
     assert [row[0] for row in rows(folder / "episodes.csv")] == ["200", "400", "600", "800", "1000"]
@@ -198,7 +199,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew_and_once(tmp_path, monkeypatch
     monkeypatch.setattr(benchmark, "wait_until_free", waited.append)
     job = make_job(tmp_path / "study")
     words = job.words
-    assert benchmark.run(job, str(tmp_path / "cwd")) == ""
+    assert benchmark.run(job, 0.0, str(tmp_path / "cwd")) == ""
     assert calls == [("ppo_continuous_lrrl.py", words, job.log, True, tmp_path / "cwd")]
     assert not old.exists() and waited[0] == old
 
@@ -214,7 +215,7 @@ def test_a_run_that_fails_twice_is_named_with_its_last_words(tmp_path, monkeypat
 
     monkeypatch.setattr(benchmark, "train", train)
     job = make_job(tmp_path)
-    assert benchmark.run(job, os.getcwd()) == f"exit code 1, RuntimeError: the simulator broke (see {job.log})"
+    assert benchmark.run(job, 0.0, os.getcwd()) == f"exit code 1, RuntimeError: the simulator broke (see {job.log})"
     assert ["--resume" in words for words in calls] == [False, True]
 
 
@@ -388,6 +389,15 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
         (["--num-seeds", "0"], "--num-seeds 0: must be in [1, inf)"),
         (["--tuner", "pb2", "--tuner-range", "1e-2", "1e-3"], "--tuner-range 0.01 0.001: must be LOW HIGH"),
         (["--gpus-per-run", "-1"], "--gpus-per-run"),
+        (["--gpus-per-run", "1.5"], "must be a whole number, or below 1"),
+        (
+            ["--tuner", "pb2", "--command", "sac_mujoco_lrrl.py --total-timesteps 40000"],
+            "a first stretch of 4000 timesteps",
+        ),
+        (
+            ["--tuner", "pbt", "--env-ids", "ALE/Pong-v5", "--command", "dqn_atari_lrrl.py --preset cleanrl"],
+            "must not depend on the length",
+        ),
     ],
 )
 def test_bad_input_is_one_line_with_code_2_and_no_folder(words, said, refused, study, tmp_path):
@@ -417,7 +427,11 @@ def assert_named(address, driver):
 def test_gpus_that_ray_does_not_find_are_refused_before_the_first_run(driver, tmp_path):
     process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND, "--gpus-per-run", "64")
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == 2 and errors.count("\n") == 1 and "--gpus-per-run 64: there are 0 GPUs" in errors
+    assert (
+        process.returncode == 2
+        and errors.count("\n") == 1
+        and "--gpus-per-run 64: no machine has more than 0 GPUs" in errors
+    )
     assert not list(tmp_path.glob("study/*"))
 
 

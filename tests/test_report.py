@@ -27,7 +27,10 @@ def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_un
     write_run(tmp_path, "Walker2d-v5", 1, 80.0, bandit="uniform")
     report.main([str(tmp_path)])
     output = capsys.readouterr().out
-    assert output == (tmp_path / "report.md").read_text()
+    table, *gaps = (tmp_path / "report.md").read_text().strip().split("\n\n")
+    assert output == f"{table}\n"
+    assert "missing: Hopper-v5, constant 0.0003, seeds 2 3 4" in gaps
+    assert any(line.startswith("left out: ") and "&#39;" not in line and "interrupted" in line for line in gaps)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()[2:]]
     assert [row[:3] for row in rows] == [
         ["Hopper-v5", "constant 0.0003", "1"],
@@ -83,9 +86,11 @@ def test_differences_to_a_baseline_are_paired_by_seed(tmp_path, capsys):
         write_run(tmp_path, "Hopper-v5", seed, theirs, bandit="uniform")
     write_run(tmp_path, "Hopper-v5", 4, 500.0)  # without a partner
     report.main([str(tmp_path), "--no-figures", "--baseline", "uniform"])
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    table, improvements = capsys.readouterr().out.split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     # differences 1, 2, 3: mean 2, deviation 1; Student's t of two degrees of freedom is 4.303
     assert [row[-1] for row in rows] == [f"2 [{2 - 4.303 / 3**0.5:.3g}, {2 + 4.303 / 3**0.5:.3g}], 3 pairs", ""]
+    assert "probability of improvement over uniform" in improvements and "| lrrl | 0.75 [" in improvements  # 9 of 12
     with pytest.raises(SystemExit) as end:
         report.main([str(tmp_path), "--no-figures", "--baseline", "unifrom"])
     assert end.value.code == 2 and "must be one of lrrl, uniform" in capsys.readouterr().err
@@ -107,7 +112,7 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
     write_run(tmp_path, "Hopper-v5", 1, 66.0, bandit="drift", **before)
     untrained = 0.1 * 0.66  # (1 + 0.5 + 0.42 + 0.72) / 4 is 0.66
     report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "uniform"])
-    text = capsys.readouterr().out.split("over all tasks")[1]
+    text = capsys.readouterr().out.split("over all tasks")[1].split("\n\n")[0]
     rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in text.splitlines()[2:])}
     assert rows["constant 0.0003"][1].strip() == "1.00 [1.00, 1.00]"
     assert rows["constant 0.01"][1].strip().startswith(f"{(0.5 - untrained) / (1 - untrained):.2f} ")
@@ -159,8 +164,11 @@ def test_a_name_is_the_same_on_all_tasks(tmp_path):
     ]
 
 
-def test_one_pair_has_no_interval():
-    table = report.make_normalized_table({"a": {1: np.ones(1), 2: np.ones(1)}, "b": {2: np.zeros(1)}}, ["b"])
+def test_one_pair_has_no_interval(tmp_path):
+    for seed, bandit in ((1, "a"), (2, "a"), (2, "b")):
+        write_run(tmp_path, "Hopper-v5", seed, 10.0, bandit=bandit)
+    returns = {"a": {1: np.ones(1), 2: np.ones(1)}, "b": {2: np.zeros(1)}}
+    table = report.make_normalized_table(read_variants(tmp_path), returns, ["b"])
     assert table.rows[0][3] == "" and table.rows[0][2] == "1.00 [1.00, 1.00]"
 
 
@@ -312,7 +320,9 @@ def test_names_cannot_break_the_table_or_the_terminal(tmp_path, capsys):
     shown = "a|b <img src=x>&`c` [d](e)\\"
     report.main([str(tmp_path), "--no-figures", "--baseline", f"{shown} (|x <b> None)"])
     output = capsys.readouterr().out
-    assert len(output.splitlines()) == 4 and all(line.count("|") == 8 for line in output.splitlines())
+    lines = output.splitlines()
+    assert len(lines) == 9 and all(line.count("|") == 8 for line in lines[:4])
+    assert lines[4] == "" and all(line.count("|") == 3 for line in lines[5:])
     assert not set(output) & set("<>`\\\x1b\x07\u202e") and "](" not in output
     (task, variant, *_), (_, rival, *_) = read_table(output)
     for entity, character in {"&#124;": "|", "&#60;": "<", "&#62;": ">", "&#91;": "[", "&#93;": "]"}.items():
@@ -492,6 +502,14 @@ def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
         run.rename(tmp_path / f"moved {i}")
     report.main([str(tmp_path), "--no-figures"])
     assert [row[1:3] for row in read_table(capsys.readouterr().out)] == [["lrrl", "1"], ["pb2", "2"]]
+    for seed in (1, 2):
+        write_run(
+            tmp_path, "A-v0", seed, 5.0, lr_control="constant", total_timesteps=300_000, num_envs=1, num_steps=100
+        )
+    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "constant 0.0003"])
+    _, overall, improvements = capsys.readouterr().out.split("\n\n")
+    for table in (overall, improvements):
+        assert "| timesteps |" in table and "| 1.2M |" in table and "| 300k |" in table
 
 
 def test_runs_that_other_variants_have_are_missing(tmp_path):

@@ -91,7 +91,7 @@ def test_first_rates_are_spread_evenly_over_the_logarithm_of_the_range(name):
 def test_the_best_member_becomes_the_run_of_the_population(plan, calls, tmp_path):
     run = tuner.train_stretch(plan, None, 0, 1e-3, 0)
     (run / "replay.bin").touch(), (run / "checkpoint.pt").touch()
-    job = SimpleNamespace(seed=3, folder=str(tmp_path), prefix="A-v0__ppo__3", options=("--seed", "3"))
+    job = SimpleNamespace(seed=3, folder=str(tmp_path), prefix="A-v0__ppo__3", options=("--seed", "3"), stretches=[run])
     args = SimpleNamespace(tuner="pb2", population=4, tuner_range=(1e-4, 1e-2), tuner_rounds=2)
     tuner.keep_best(job, args, run, Path(run).parent)
     (kept,) = tmp_path.glob("A-v0__ppo__3__*")
