@@ -132,8 +132,8 @@ class DUCB(UCB):
 class WUCB(UCB):
     """UCB with the mean of the last `memory` feedbacks of each arm; N_k counts all its pulls: bonus sqrt(log t / N_k).
 
-    After ULTHO, with one hyper-parameter (Yuan, Li, Jin and Zeng, arXiv 2503.06101), and the window and the coefficient,
-    1, of its public script `ale/scripts/ppo_ucb.sh`; others of its scripts have up to 100 and up to 5. Its feedback is
+    After ULTHO, with one hyper-parameter (Yuan, Li, Jin and Zeng, arXiv 2503.06101); the window and the coefficient, 1,
+    are those of its public `ale/scripts/ppo_ucb.sh`, others of its scripts have up to 100 and up to 5. Its feedback is
     the mean value target of a rollout, in its own unit, and it chooses anew after each rollout. Here feedback is the
     improvement, scaled as for all bandits of this kind. Other arguments and errors as for `Bandit`.
     """

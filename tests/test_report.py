@@ -503,10 +503,9 @@ def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
     report.main([str(tmp_path), "--no-figures"])
     assert [row[1:3] for row in read_table(capsys.readouterr().out)] == [["lrrl", "1"], ["pb2", "2"]]
     for seed in (1, 2):
-        write_run(
-            tmp_path, "A-v0", seed, 5.0, lr_control="constant", total_timesteps=300_000, num_envs=1, num_steps=100
-        )
-    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "constant 0.0003"])
+        options = {"lr_control": "constant", "total_timesteps": 300_000, "num_envs": 1, "num_steps": 100}
+        write_run(tmp_path / "fixed", "A-v0", seed, 5.0, **options)
+    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "fixed"])
     _, overall, improvements = capsys.readouterr().out.split("\n\n")
     for table in (overall, improvements):
         assert "| timesteps |" in table and "| 1.2M |" in table and "| 300k |" in table
