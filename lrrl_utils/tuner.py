@@ -26,6 +26,7 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
+from tqdm import tqdm
 
 from lrrl_utils.files import read_json, write_json
 from lrrl_utils.measures import read_csv
@@ -39,6 +40,7 @@ from lrrl_utils.scripts import (
     train,
     wait_until_free,
 )
+from lrrl_utils.terminal import say
 
 POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
 
@@ -122,6 +124,18 @@ def make_scheduler(name, low, high):
     return PopulationBasedTraining(hyperparam_mutations=rates, **common), rates
 
 
+class Lines(tune.Callback):
+    """Says on standard output how far a population is."""
+
+    def __init__(self, title, stretches):
+        self.title, self.stretches, self.done, self.start = title, stretches, 0, time.monotonic()
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        self.done += 1
+        left = (self.stretches - self.done) * (time.monotonic() - self.start) / self.done
+        say(f"{self.title}: {self.done} of {self.stretches} stretches, {tqdm.format_interval(left)} left")
+
+
 def train_population(job, args):
     """Train the population that `job`, one of `benchmark.py`, stands for; its best member leaves a run folder.
 
@@ -147,6 +161,7 @@ def train_population(job, args):
             storage_path=str(folder.resolve()),
             name="tune",
             verbose=0,
+            callbacks=[Lines(job.title, args.population * (len(plan["moments"]) - 1))],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )

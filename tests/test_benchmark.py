@@ -4,6 +4,7 @@ import functools
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,7 +110,7 @@ def test_a_population_leaves_the_run_of_its_best_member(driver, tmp_path):
     process = driver(*words, "--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2")
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert "pb2 Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
+    assert "4 of 4 stretches, 00:00 left\npb2 Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
     (folder,) = (study / "pb2").iterdir()
     config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
     assert (config["lr_control"], config["seed"], config["population"]) == ("pb2", 3, 2)
@@ -117,6 +118,36 @@ def test_a_population_leaves_the_run_of_its_best_member(driver, tmp_path):
     assert len(config["rates"]) == 2 and all(3e-5 <= rate <= 3e-3 for rate in config["rates"])
     assert (summary["status"], summary["global_step"]) == ("finished", 1024)
     assert [row[0] for row in rows(folder / "episodes.csv")] == ["200", "400", "600", "800", "1000"]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """The address of a Ray that somebody else has started."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it depends on whether a local Ray has left a token here
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]
+    command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    environment = {key: x for key, x in os.environ.items() if key != "PYTHONPATH"}
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, head)
+    time.sleep(5)  # until its processes know each other
+    yield f"127.0.0.1:{port}"
+    for process in psutil.Process(head.pid).children(recursive=True):
+        process.kill()
+    head.kill()
+    head.wait()
+
+
+def test_a_cluster_that_is_there_trains_the_runs(driver, cluster, tmp_path):
+    words = ["--command", COMMAND, "--env-ids", "Pendulum-v1", "--num-seeds", "1"]
+    process = driver(*words, "--ray-address", cluster, "--variant", "mine=--bandit uniform")
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "1 of 1 runs have ended" in output
+    (folder,) = (tmp_path / "study" / "mine").glob("*/")
+    assert status_of(folder) == "finished" and read_json(folder / "config.json")["device"] == "cpu"
 
 
 @pytest.fixture
