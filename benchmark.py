@@ -157,6 +157,7 @@ def read_variants(args):
 
 
 def check_gpus(args):
+    """Rejects parts of GPUs that Ray does not know."""
     if args.gpus_per_run > 1 and args.gpus_per_run % 1:
         reject(f"--gpus-per-run {args.gpus_per_run:g}: must be a whole number, or below 1")
 
@@ -310,6 +311,7 @@ class Progress:
 
 
 def last_of(error):
+    """The last line of what an exception says."""
     return ["", *str(error).strip().splitlines()][-1]
 
 

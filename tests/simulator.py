@@ -7,7 +7,7 @@ Noise, outliers, delay and speed are those of real PPO, SAC and DQN runs, in `ca
 makes from the published runs under results/. How the drift depends on the rate and on time is a scenario, and there are
 several; DESIGN are those that a first bandit's constants were chosen on, HELD_OUT are others that were not looked at
 before. Or it is measured: results/landscapes/ has what each rate does at each moment of real runs. MEASURED_HELD_OUT
-are those of tasks that no choice has seen. Levels that bandits and constants end at there:
+are those of tasks that no choice had seen up to the third version of `peak`. Levels that bandits and constants end at:
 
     PYTHONPATH=. python tests/simulator.py levels
 

@@ -327,6 +327,8 @@ def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, mo
 
     def train_population(job, args):
         trained.append(job.seed)
+        if job.seed == 4:
+            raise RuntimeError("Ray Tune\nbroke")
         return "it broke" if job.seed == 3 else ""
 
     monkeypatch.setitem(sys.modules, "lrrl_utils.tuner", SimpleNamespace(train_population=train_population))
@@ -334,10 +336,20 @@ def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, mo
     monkeypatch.setattr(benchmark, "run_grid", lambda ray, args, jobs: {job.title: "failed" for job in jobs})
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     make_run(tmp_path, "finished", 100)
-    jobs = [make_job(tmp_path, variant="pb2", seed=seed, prefix=f"A-v0__ppo__{seed}") for seed in (1, 2, 3)]
-    assert benchmark.work(SimpleNamespace(tuner="pb2"), jobs) == {"pb2 A-v0 seed 3": "it broke"}
-    assert trained == [2, 3]
+    jobs = [make_job(tmp_path, variant="pb2", seed=seed, prefix=f"A-v0__ppo__{seed}") for seed in (1, 4, 3, 2)]
+    failed = {"pb2 A-v0 seed 4": "RuntimeError: broke", "pb2 A-v0 seed 3": "it broke"}
+    assert benchmark.work(SimpleNamespace(tuner="pb2"), jobs) == failed
+    assert trained == [4, 3, 2]
     assert capsys.readouterr().out == "pb2 A-v0 seed 2 has ended\n"
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (0.25, "3")])
+def test_a_run_that_asks_for_no_gpu_sees_none(gpus, seen, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as Ray has set it
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, "finished", 100)
+    assert benchmark.run(make_job(tmp_path), gpus, os.getcwd()) == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_a_run_that_ray_loses_is_reported_with_the_cause(tmp_path, monkeypatch):
@@ -345,7 +357,7 @@ def test_a_run_that_ray_loses_is_reported_with_the_cause(tmp_path, monkeypatch):
         raise ValueError("ray::run() (pid=1)\n  File x\nFileNotFoundError: no such file")
 
     ray = SimpleNamespace(cluster_resources=dict, exceptions=SimpleNamespace(RayError=ValueError), get=get)
-    ray.remote = lambda **_: lambda function: SimpleNamespace(remote=lambda job, cwd: job.seed)
+    ray.remote = lambda **_: lambda function: SimpleNamespace(remote=lambda job, gpus, cwd: job.seed)
     ray.wait = lambda references, timeout: (references, [])
     failed = benchmark.run_grid(ray, SimpleNamespace(gpus_per_run=0, workers=0), [make_job(tmp_path)])
     assert failed == {"A-v0 seed 1": "ValueError: FileNotFoundError: no such file"}
@@ -358,6 +370,11 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
     assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
+    for damaged in ({"command_line": None}, {"command_line": 5}, [1]):
+        write_json(run / "config.json", damaged)
+        with pytest.raises(SystemExit) as end:
+            benchmark.check_begun(args, [make_job(tmp_path)])
+        assert end.value.code == 2 and "holds no config.json of a run" in capsys.readouterr().err
     population = {"population": 4, "tuner_range": [1e-4, 1e-3], "tuner_rounds": 10}
     write_json(run / "config.json", {"command_line": ["--seed", "1"]} | population)
     job = make_job(tmp_path, variant="pb2")

@@ -91,9 +91,7 @@ def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected
         if size:
             bandit.set_update_size(size)
         bandit.progress, bandit.survived = progress, np.ones(25, bool)  # so that nothing is out of reach
-        return pytest.approx(
-            bandit.arms[np.argmax(bandit.probabilities)], rel=0.35
-        )  # between two arms: a quarter decade
+        return pytest.approx(bandit.arms[np.argmax(bandit.probabilities)], rel=0.35)  # arms: a quarter decade apart
 
     assert likeliest(None, 0.0) == 1e-3  # the one in the middle
     assert likeliest(None, 1.0) == 5e-4
