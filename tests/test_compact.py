@@ -78,7 +78,7 @@ def test_the_report_of_a_file_is_that_of_the_folder_and_lies_beside_it(study, tm
     for file in ("report.md", "report.csv"):
         assert (tmp_path / "results/s" / file).read_text() == (tmp_path / "away" / file).read_text()
     report.main([str(tmp_path / "results/s.parquet"), *options, "--output", str(tmp_path / "a/b")])
-    assert (tmp_path / "a/b/report.md").read_text() == of_folder.out
+    assert (tmp_path / "a/b/report.md").read_text() == (tmp_path / "results/s/report.md").read_text()
 
 
 def test_a_damaged_run_does_not_get_into_a_file_and_is_named(study, tmp_path, capsys):
