@@ -299,7 +299,7 @@ def main(argv=None):
                 for bandit in bandits.values():
                     if bandit.needs_update_size:
                         minibatch = replay.sample(rng, args.batch_size)
-                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
+                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch), args.batch_size)
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:

@@ -17,16 +17,17 @@ class Peak(Bandit):
 
         f_t = L_t + ε_t                                ε_t ~ N(0, 1)
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
-        d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
+        d_t(k) = m_t(k) + c_t min(10^(z_t(k) + 0.3), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
+        c ~ N(s, s²)    b, a ~ N(0, s² diag(0.7², 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.2 %
-    of their norm in a gradient step at the start, and half of that rate at the end. c is what there is to gain now: a
-    rate below the expected best gets c times η over that one. b is where the peak is, a how wide, g the deviations. All
-    of them move (Ornstein-Uhlenbeck processes): what was learnt of b, a and g fades to 37 % in a thousand observations,
-    what was learnt of c in two hundred. The cube is caution: too low a rate costs time, one that is far too high may
-    cost the agent.
+    of their norm in a gradient step at the start, and half of that rate at the end. This is for minibatches of 64; it
+    grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below half the expected best gets c times η over
+    that half. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck processes):
+    what was learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is caution:
+    too low a rate costs time, one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; each
     has its σ², the mean of its first 50 squared errors in units of their variance, then a running mean with weight
@@ -48,9 +49,10 @@ class Peak(Bandit):
     Arguments and errors as for `Bandit`.
     """
 
-    BEST_UPDATE, FALL = 0.002, 0.3  # the best relative update at the start; decades that it falls until the end
+    BEST_UPDATE, BATCH_SIZE = 0.002, 64  # the best relative update at the start, with minibatches of that size
+    FALL, SLACK = 0.3, 0.3  # decades that it falls until the end; that a rate may be below it for no loss of c
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
-    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
+    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 0.7, 0.3, 0.2, 0.5
     WALK, COMMON_FADE, FADE, CUT = 0.1, math.exp(-1 / 200), math.exp(-1 / 1000), 3.0
     FORGET = 0.98  # of how well a size has predicted
     SHRINK = 0.4
@@ -80,17 +82,18 @@ class Peak(Bandit):
         self.at_start = self.copy_filter()  # of this round
         self._normals = np.random.default_rng(0).standard_normal((1000, 3 + len(ranks)))  # the same for every draw
 
-    def set_update_size(self, size):
+    def set_update_size(self, size, batch_size=BATCH_SIZE):
         """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
 
-        A size that is 0 or not finite says nothing: the middle arm stays the one that is expected to be best. Raises
-        RuntimeError once an arm was drawn.
+        `batch_size` is the number of samples that its gradient is a mean of. A size that is 0 or not finite says
+        nothing: the middle arm stays the one that is expected to be best. Raises RuntimeError once an arm was drawn.
         """
         if self.drawn_from is not None:
             raise RuntimeError("an arm was drawn already: call set_update_size() before the first pull()")
         self.needs_update_size = False
         if 0 < size < math.inf:
-            self.best = math.log10(self.BEST_UPDATE) - math.log10(size)
+            best_update = self.BEST_UPDATE * math.sqrt(batch_size / self.BATCH_SIZE)
+            self.best = math.log10(best_update) - math.log10(size)
 
     def decades(self, progress):
         """z: how many decades each arm is above the rate that is expected to be best, (K,)."""
@@ -106,7 +109,7 @@ class Peak(Bandit):
     def features(self):
         """What (c, b, a, g) are multiplied with to give what the drift of each arm has beside m, (K, 3 + K)."""
         z = self.decades(self.progress)
-        return np.column_stack([10 ** np.minimum(z, 0), z, z**2, np.eye(len(z))])
+        return np.column_stack([10 ** np.minimum(z + self.SLACK, 0), z, z**2, np.eye(len(z))])
 
     def observe(self, performance):
         performance = super().observe(performance)

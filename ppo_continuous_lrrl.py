@@ -308,7 +308,8 @@ def main(argv=None):
                 for bandit in bandits.values():
                     if bandit.needs_update_size:
                         minibatch = next(minibatches_of(batch))
-                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch))
+                        size = relative_update(trained, optimizer, update, *minibatch)
+                        bandit.set_update_size(size, len(minibatch[0]))
                 rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
                 trained.keep()
             if bandits:
