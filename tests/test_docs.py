@@ -20,9 +20,10 @@ import pytest
 import bandits
 import benchmark
 import landscape
+import nonconvex_lrrl as nonconvex
 from lrrl_utils import checkpoints, roofline, run, speed
 from lrrl_utils.command_line import parse_args
-from lrrl_utils.scripts import split_command, try_out
+from lrrl_utils.scripts import split_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,7 +42,7 @@ MEASURE = "results/atari_feedback/measure.py"
 SLOW = {"compile", "track", "capture_video"}  # switches with tests of their own
 WRAPPERS = {"srun", "env", "nohup"}
 
-PPO = {"num_steps": 64, "num_minibatches": 4, "update_epochs": 1, "total_timesteps": 1024}
+PPO = {"num_steps": 256, "num_minibatches": 4, "update_epochs": 1, "total_timesteps": 1024}
 SAC = {"total_timesteps": 110, "learning_starts": 64, "batch_size": 16, "buffer_size": 200}
 DQN = {"total_timesteps": 500, "learning_starts": 450, "batch_size": 4, "buffer_size": 600}  # a game must end
 DQN |= {"target_network_frequency": 50}
@@ -204,8 +205,15 @@ def run_measure():
     exec(compile(small, MEASURE, "exec"), {"__name__": "__main__"})
 
 
-def run_benchmark(words):
-    """The grid, tried out; then one tiny run of each variant, in this process."""
+def read_options(trials):
+    """Stands in for `try_out`, which takes long: what is refused ends the runs, which are of the same options."""
+    modules = [importlib.import_module(script.removesuffix(".py")) for script, _ in trials]
+    return [(vars(module.parse_args(module.Args, words)), "") for module, (_, words) in zip(modules, trials)]
+
+
+def run_benchmark(words, monkeypatch):
+    """The jobs of a grid; then one tiny run of each variant, in this process."""
+    monkeypatch.setattr(benchmark, "try_out", read_options)
     jobs = benchmark.make_jobs(parse_args(benchmark.Args, words))
     for job in {job.variant: job for job in reversed(jobs)}.values():
         run_script(job.script.removesuffix(".py"), [*job.options, "--run-dir", job.folder])
@@ -213,9 +221,7 @@ def run_benchmark(words):
 
 def try_landscape(words):
     """Whether the script takes the command; branches have tests of their own."""
-    command = parse_args(landscape.Args, words).command
-    ((_, refused),) = try_out([split_command(command, landscape.SET_HERE)])
-    assert not refused
+    read_options([split_command(parse_args(landscape.Args, words).command, landscape.SET_HERE)])
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +241,8 @@ def at_work(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(run, "plot_curves", lambda folder: None)  # takes longer than a tiny run, and has tests
+    for module, function in ((run, "plot_curves"), (nonconvex, "plot")):
+        monkeypatch.setattr(module, function, lambda *_, **__: None)  # takes longer than a tiny run, and has tests
     for name in ("docs", "results/atari_feedback"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for study in ROOT.glob("results/*.parquet"):
@@ -286,7 +293,7 @@ def make_call(words, done, monkeypatch):
     if path == MEASURE:
         run_measure()
     elif name == "benchmark":
-        run_benchmark(words)
+        run_benchmark(words, monkeypatch)
     elif name == "landscape":
         try_landscape(words)
     elif name == "play":
