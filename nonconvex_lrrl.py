@@ -2,7 +2,7 @@
 
     python nonconvex_lrrl.py
 
-compares every rate alone, every schedule and three bandits, with SGD and with Adam, from many starting points at once.
+compares every rate alone, every schedule and four bandits, with SGD and with Adam, from many starting points at once.
 It prints a table and leaves `report.md`, `values.csv` and a figure per function in the run folder.
 
 LRRL: Donâncio et al., "Dynamic Learning Rate for Deep Reinforcement Learning: A Bandit Approach", arXiv 2410.12598. The
@@ -35,7 +35,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-BANDITS = ("peak", "lrrl", "uniform")
+BANDITS = ("peak", "prior", "lrrl", "uniform")
 
 
 @dataclass

@@ -104,17 +104,24 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert capsys.readouterr().out.endswith("all 1 runs have ended, see study\n")
 
 
-def test_a_population_leaves_the_run_of_its_best_member(driver, tmp_path):
+def test_a_population_goes_on_after_a_kill_and_leaves_the_run_of_its_best_member(driver, tmp_path):
     study = tmp_path / "study"
     words = ["--command", COMMAND, "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--start-seed", "3"]
-    process = driver(*words, "--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2")
+    words += ["--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2"]
+    first = driver(*words)
+    wait_for(lambda: [*study.glob("pb2/.*/0_*/*/summary.json")], first)
+    first.kill()
+    first.wait()
+    while training(study):  # they save a checkpoint
+        time.sleep(0.1)
+    process = driver(*words)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "4 of 4 stretches, 00:00 left\npb2 Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
     (folder,) = (study / "pb2").iterdir()
     config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
     assert (config["lr_control"], config["seed"], config["population"]) == ("pb2", 3, 2)
-    assert config["stretches"] == 4  # the member that has taken the other's agent has trained one of its own
+    assert config["stretches"] == 4  # those that were there went on; who has taken the other's agent has one of its own
     assert len(config["rates"]) == 2 and all(3e-5 <= rate <= 3e-3 for rate in config["rates"])
     assert (summary["status"], summary["global_step"]) == ("finished", 1024)
     assert [row[0] for row in rows(folder / "episodes.csv")] == ["200", "400", "600", "800", "1000"]

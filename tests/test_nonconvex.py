@@ -126,7 +126,7 @@ def test_one_call_leaves_every_variant_in_table_csv_and_figures_and_repeats(tmp_
     again = (tmp_path / "b" / "nonconvex" / "report.md").read_text().split("## beale\n")[1]
     assert again.strip() == report.split("## beale\n")[1].split("\n## ")[0].strip()
     variants = [f"constant {rate:g}" for rate in nonconvex.Args.learning_rates]
-    variants += ["linear", "exponential", "cosine", "cyclic", "peak", "lrrl", "uniform"]
+    variants += ["linear", "exponential", "cosine", "cyclic", "peak", "prior", "lrrl", "uniform"]
     for objective in nonconvex.OBJECTIVES:
         section = report.split(f"## {objective}\n")[1].split("\n## ")[0]
         for optimizer in ("sgd", "adam"):
