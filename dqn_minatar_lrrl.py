@@ -191,8 +191,7 @@ def get_epsilon(args, global_step):
 
 def act(q_network, args, obs, epsilon, rng):
     """ε-greedy actions for observations, (k, 10, 10, channels) bool, as an array."""
-    explore = rng.random(len(obs)) < epsilon
-    actions = rng.integers(q_network.num_actions, size=len(obs))
+    explore, actions = rng.random(len(obs)) < epsilon, rng.integers(q_network.num_actions, size=len(obs))
     if not explore.all():
         device = next(q_network.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.amp):

@@ -70,6 +70,7 @@ class Args:
     exploration_fraction: PositiveShare | None = None
     learning_starts: int = 20_000  # timesteps before the first update
     train_frequency: Count = 4  # timesteps between updates
+    padding: Literal["same", "valid"] = "same"  # whether the convolutions see zeros beyond the frame, or only the frame
     initial_weights: Literal["dopamine", "pytorch"] = "dopamine"  # biases of 0 and larger weights, or PyTorch's
     num_tau_samples: Count = 64  # quantiles of the online network in the loss
     num_tau_prime_samples: Count = 64  # quantiles of the target network in the loss
@@ -108,26 +109,26 @@ class Args:
 
 # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's implicit_quantile.gin (jax/agents/)
 CLEANRL = {"total_timesteps": 10_000_000, "learning_starts": 80_000, "exploration_fraction": 0.1}
-CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8}
+CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8, "padding": "valid"}
 CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True, "initial_weights": "pytorch"}
 
 
 class QNetwork(nn.Module):
     """Dabney et al. (2018), eq. 4. Observations are (batch, 4, 84, 84) grey levels, 0 to 255."""
 
-    def __init__(self, num_actions, num_quantile_samples):
+    def __init__(self, num_actions, num_quantile_samples, padding="same"):
         super().__init__()
-        relu = nn.ReLU(inplace=True)
-        # channels in and out, kernel, stride
-        layers = [nn.Conv2d(4, 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1), relu]
+        relu, same = nn.ReLU(inplace=True), padding == "same"  # as in TensorFlow: 1 pixel before, 2 after in the second
+        layers = [nn.Conv2d(4, 32, 8, 4, 2 * same), relu, *[nn.ZeroPad2d((1, 2, 1, 2))] * same]
+        layers += [nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1, 1 * same), relu]
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.embedding = nn.Sequential(nn.Linear(64, 3136), relu)
-        self.head = nn.Sequential(nn.Linear(3136, 512), relu, nn.Linear(512, num_actions))
+        size = 7744 if same else 3136
+        self.embedding = nn.Sequential(nn.Linear(64, size), relu)
+        self.head = nn.Sequential(nn.Linear(size, 512), relu, nn.Linear(512, num_actions))
         self.num_actions, self.num_quantile_samples = num_actions, num_quantile_samples
 
     def quantile_values(self, obs, num_taus):
         """Returns at random quantiles τ: values (batch, num_taus, num_actions) and τ (batch, num_taus)."""
-        # channels last, as the weights are: the convolutions are faster then
         features = self.features(obs.contiguous(memory_format=torch.channels_last) / 255)
         taus = torch.rand(len(obs), num_taus, device=obs.device)
         cosines = torch.cos(math.pi * taus[..., None] * torch.arange(1, 65, device=obs.device))  # Dopamine's 1 to 64
@@ -246,8 +247,7 @@ def get_epsilon(args, global_step):
 
 def act(q_network, args, obs, epsilon, rng):
     """ε-greedy actions for observations, (k, 4, 84, 84) uint8, as an array."""
-    explore = rng.random(len(obs)) < epsilon
-    actions = rng.integers(q_network.num_actions, size=len(obs))
+    explore, actions = rng.random(len(obs)) < epsilon, rng.integers(q_network.num_actions, size=len(obs))
     if not explore.all():
         device = next(q_network.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
@@ -276,7 +276,7 @@ def main(argv=None):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
     games = AtariGames(args, args.num_envs, rng)
-    q_network, target_network = (QNetwork(games.num_actions, args.num_quantile_samples) for _ in range(2))
+    q_network, target_network = (QNetwork(games.num_actions, args.num_quantile_samples, args.padding) for _ in range(2))
     if args.initial_weights == "dopamine":
         for parameter in q_network.parameters():
             bound = (math.sqrt(3) / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.0

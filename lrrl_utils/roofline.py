@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m lrrl_utils.roofline
 
 For each update of 32 observations and the four timesteps before it: acting four times, the forward pass of both
-networks, the backward pass of one, and Adam's step; no games, no replay, no activations, no loss.
+networks, the backward pass of one, and Adam's step; no games, no replay, no activations, no loss, no padding.
 """
 
 import time

@@ -20,7 +20,7 @@ RUNS = {  # what is measured of each script: enough steps for a rate
     "ppo": ("ppo_continuous_lrrl.py", "--total-timesteps 61440"),
     "sac": ("sac_mujoco_lrrl.py", "--total-timesteps 4000 --learning-starts 1000"),
     "dqn": ("dqn_atari_lrrl.py", f"--preset cleanrl {ATARI}"),
-    "iqn": ("iqn_atari_lrrl.py", ATARI.replace("4000", "1600")),
+    "iqn": ("iqn_atari_lrrl.py", f"--padding valid {ATARI}".replace("4000", "1600")),
     "minatar": ("dqn_minatar_lrrl.py", ATARI.replace("4000", "11000")),
 }
 

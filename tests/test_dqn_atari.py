@@ -181,6 +181,22 @@ def test_the_td_loss_equals_a_slow_reference():
     assert all(parameter.grad is None for parameter in target_network.parameters())
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("module", "options"), [(dqn, ()), (iqn, (8,))])
+def test_convolutions_are_padded_as_in_tensorflow_or_not_at_all(module, options, padding):
+    torch.manual_seed(0)
+    network, x = module.QNetwork(3, *options, padding), torch.rand(2, 4, 84, 84)
+    features = network.features(x.clone())
+    for layer in (layer for layer in network.features if isinstance(layer, torch.nn.Conv2d)):
+        size, (kernel, _), (stride, _) = x.shape[-1], layer.kernel_size, layer.stride
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0) if padding == "same" else 0
+        before, after = total // 2, total - total // 2
+        x = torch.nn.functional.pad(x, (before, after, before, after))
+        x = torch.nn.functional.conv2d(x, layer.weight, layer.bias, layer.stride).relu()
+    assert torch.allclose(features, x.flatten(1), atol=1e-5) and x.shape[1] * x.shape[2] ** 2 == features.shape[1]
+    assert features.shape[1] == {"same": 7744, "valid": 3136}[padding]
+
+
 @pytest.mark.parametrize("preset", ["dopamine", "cleanrl"])
 def test_initial_weights_are_those_of_the_preset(script, preset, train, monkeypatch):
     module, small = script

@@ -9,7 +9,7 @@ from lrrl_utils import roofline
 
 
 def test_its_layers_are_those_of_the_network():
-    network = QNetwork(4)
+    network = QNetwork(4, "valid")
     weights = [tuple(x.shape) for x in network.parameters() if x.ndim > 1]
     convolutions = [(outputs, inputs, k, k) for inputs, outputs, k, *_ in roofline.CONVOLUTIONS]
     assert weights == convolutions + [(m, n) for n, m in roofline.LAYERS]
