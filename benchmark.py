@@ -44,6 +44,7 @@ from lrrl_utils.scripts import (
 from lrrl_utils.terminal import reject, say
 
 SET_HERE = {"env_id", "seed", "run_dir", "resume", "checkpoint_interval"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS = 30  # between lines of progress where there is no terminal
 
 
@@ -218,17 +219,28 @@ def check_stretches(args, job, theirs):
         reject(f"--tuner-rounds {args.tuner_rounds}: a first stretch of {end} timesteps: {refused}")
 
 
+def group(words):
+    """{option: its values} of a command line, without the task and the seed."""
+    options = {}
+    for word in words:
+        if word.startswith("--"):
+            values = options[word] = []
+        else:
+            values.append(word)
+    return {option: values for option, values in options.items() if option not in ("--env-id", "--seed")}
+
+
 def check_begun(args, jobs):
-    """Rejects a folder in which one of the runs was begun with other options."""
+    """Rejects a variant's folder that has runs with other options, whatever their task and seed."""
     of_tuner = {"population": args.population, "tuner_range": list(args.tuner_range), "tuner_rounds": args.tuner_rounds}
-    for job in jobs:
-        for run in job.runs:
+    for job in {job.variant: job for job in jobs}.values():
+        for run in (path.parent for path in Path(job.folder).glob("*/config.json")):  # those with a dot, too
             try:
                 config = read_json(run / "config.json")
                 begun = list(config["command_line"])
             except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
-            if tuple(begun[: len(job.options)]) != job.options:
+            if group(begun[: len(job.options)]) != group(job.options):
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
             for name, x in of_tuner.items() if job.variant == args.tuner else ():
                 if config.get(name) != x:
@@ -297,7 +309,8 @@ class Progress:
 
     def update(self, active, ended=()):
         """Show it. `active` are the jobs that run now, `ended` those that have ended just now, well or not."""
-        self.steps |= {job: job.global_step for job in active} | {job: job.timesteps for job in ended}
+        self.steps |= {job: job.global_step for job in [*active, *ended]}
+        self.total -= sum(job.timesteps - self.steps[job] for job in ended)  # what those that failed will not do
         done, now = sum(self.steps.values()), time.monotonic()
         text = f"{sum(self.steps[job] >= job.timesteps for job in self.steps)} of {len(self.steps)} runs"
         if done > self.before:
@@ -307,7 +320,7 @@ class Progress:
         self.bar.update(done - self.bar.n)
         if self.bar.disable and (ended or now > self.next_line):
             self.next_line = now + SECONDS
-            say(f"{done / self.total:.0%}, {text}")
+            say(f"{done / max(self.total, 1):.0%}, {text}")
 
 
 def last_of(error):
@@ -362,7 +375,7 @@ def work(args, jobs):
         raise SystemExit
 
     ray = start_ray(args)
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in SIGNALS:
         signal.signal(signum, stop)  # after Ray has set its own
     try:
         failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
@@ -380,6 +393,8 @@ def work(args, jobs):
                     f"{job.title} has {f'failed: {problem}' if problem else 'ended'}", "stderr" if problem else "stdout"
                 )
     except SystemExit:
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)  # who presses Ctrl-C again has to wait, too
         ray.shutdown()  # ends the workers, whose runs get a SIGTERM then
         wait_until_quiet(jobs)
         say("stopped; the same command goes on", "stderr")
@@ -396,7 +411,10 @@ def main(argv=None):
     if args.dry_run:
         for job in (job for job in jobs if not job.has_ended):
             command = shlex.join(["python", job.script, *job.words])
-            say(f"# {job.title}: {args.population} members" if job.variant == args.tuner else command)
+            if job.variant == args.tuner:
+                say(f"left out: {job.title}, whose {args.population} members need Ray", "stderr")
+            else:
+                say(command)
         return
     if all(job.has_ended for job in jobs):
         say(f"all {len(jobs)} runs have ended, see {args.run_dir}")

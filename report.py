@@ -187,6 +187,8 @@ def main(argv=None):
     for baseline in args.baseline:
         if baseline not in (names := sorted(names_of(variants))):
             reject(f"--baseline {baseline}: must be one of {', '.join(names)}")
+    for line in list_missing(variants):
+        print(line, file=sys.stderr)
     diverged = [one.folder for one in left_out if one.status == "diverged"]
     warnings = [f"runs that have diverged count nowhere: {', '.join(diverged)}"] if diverged else []
     for line in (warnings := warnings + find_mixed_code(variants)):
@@ -198,11 +200,10 @@ def main(argv=None):
         reject(f"--output {output}: {error.strerror or error}")
 
 
-def list_gaps(variants, left_out):
-    """A line for each variant that lacks seeds which others have, and for each run that counts nowhere."""
+def list_missing(variants):
+    """A line for each variant that lacks seeds which others have."""
     missing = find_missing(variants).items()
-    lines = [f"missing: {task}, {variant}, seeds {' '.join(map(str, seeds))}" for (task, variant), seeds in missing]
-    return lines + [f"left out: {clean(one.folder)} ({clean(one.reason)})" for one in left_out]
+    return [f"missing: {task}, {variant}, seeds {' '.join(map(str, seeds))}" for (task, variant), seeds in missing]
 
 
 def write_report(args, variants, warnings, left_out, output):
@@ -219,7 +220,8 @@ def write_report(args, variants, warnings, left_out, output):
     parts = [first, *map(escape, warnings), *others]
     say("\n\n".join(parts))
     output.mkdir(parents=True, exist_ok=True)
-    parts += map(escape, list_gaps(variants, left_out))
+    gaps = [*list_missing(variants), *(f"left out: {clean(one.folder)} ({clean(one.reason)})" for one in left_out)]
+    parts += map(escape, gaps)
     (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (output / "report.csv").write_text(to_csv(tables), encoding="utf-8")
     if not args.figures:

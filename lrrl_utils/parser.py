@@ -14,9 +14,9 @@ from lrrl_utils.ranges import without_intervals
 from lrrl_utils.terminal import option_name, reject, say
 
 ELSEWHERE = {  # options of CleanRL's scripts: what takes their place here
-    "lr": "--learning-rate",
-    "q_lr": "--learning-rate",
-    "policy_lr": "--policy-lr-ratio",  # SAC's only
+    "lr": "--lr-control constant --learning-rate",
+    "q_lr": "--lr-control constant --learning-rate",
+    "policy_lr": "--policy-lr-ratio (policy-lr / q-lr)",  # SAC's only
     "anneal_lr": "--lr-control linear",
     "no_anneal_lr": "--lr-control constant",
 }

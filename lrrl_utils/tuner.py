@@ -42,6 +42,7 @@ from lrrl_utils.scripts import (
 )
 from lrrl_utils.terminal import say
 
+WORST = -1e9  # a score; PB2 standardises scores, so they have to be finite
 POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
 
 
@@ -86,11 +87,18 @@ def train_in(plan, folder, parent, i, rate, member):
 
 
 def score_of(run, begin):
-    """Mean return of the episodes that ended after timestep `begin`, or of the last one if none did."""
+    """Mean return of the episodes that ended after timestep `begin`, or of the last one if none did.
+
+    Raises RuntimeError if none has ended at all, unless the run has diverged.
+    """
     episodes = read_csv(run / "episodes.csv")
     returns = episodes["episodic_return"]
     later = returns[episodes["global_step"] > begin]
-    return float(np.mean(later if len(later) else returns[-1:])) if len(returns) else -math.inf
+    if len(returns):
+        return float(np.mean(later if len(later) else returns[-1:]))
+    if status_of(run) == "diverged":
+        return WORST
+    raise RuntimeError("no episode has ended in the first stretch: give fewer --tuner-rounds")
 
 
 def train_member(config, plan):
@@ -153,6 +161,10 @@ def train_population(job, args):
     random.seed(job.seed)  # of PBT
     np.random.seed(job.seed)  # of PB2, and of the first rates
     shutil.rmtree(folder / "tune", ignore_errors=True)
+    begun = {"command_line": list(job.options), "population": args.population}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", begun | {"tuner_range": args.tuner_range, "tuner_rounds": args.tuner_rounds})
+    write_json(folder / "summary.json", {"status": "running"})  # report.py says so
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_member, plan=plan), {"cpu": 1, "gpu": args.gpus_per_run}),
         param_space=rates,

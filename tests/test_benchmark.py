@@ -89,7 +89,7 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     second = driver(*words, "--workers", "2")
     output, errors = second.communicate(timeout=600)
     assert second.returncode == 1, errors
-    assert "1 of 2 runs have ended, see study" in output and "100%, 2 of 2 runs" in output
+    assert "1 of 2 runs have ended, see study" in output and "100%, 1 of 2 runs" in output
     failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1 and "Breaks-v0 seed 7: exit code 1, RuntimeError: the simulator broke" in failed[0]
     options = f"--env-id {tasks[0]} --seed 7 {SMALL} --total-timesteps 6400 --lr-control constant"
@@ -315,6 +315,7 @@ def test_a_signal_stops_the_grid_when_runs_have_saved(signum, tmp_path, monkeypa
         try:
             signal.raise_signal(signum)
         except SystemExit:
+            threading.Timer(0.1, lambda: os.kill(os.getpid(), signum)).start()  # once more
             raise SystemExit(1) from None  # as Ray does
 
     monkeypatch.setattr(benchmark, "run_grid", run_grid)
@@ -377,6 +378,12 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
     assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
+    write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1"]})
+    job = make_job(tmp_path, options=("--seed", "2", "--gamma", "0.9"), seed=2, prefix="A-v0__ppo__2")
+    benchmark.check_begun(args, [job])  # another seed, and the same options in another order
+    with pytest.raises(SystemExit) as end:  # another seed, and other options
+        benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "2", "--gamma", "0.8"), seed=2)])
+    assert end.value.code == 2 and "was begun with --gamma 0.9" in capsys.readouterr().err
     for damaged in ({"command_line": None}, {"command_line": 5}, [1]):
         write_json(run / "config.json", damaged)
         with pytest.raises(SystemExit) as end:
@@ -412,8 +419,12 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
     clock[0] = 91.0
     progress.update([job])
     assert capsys.readouterr().out == "60%, 1 of 2 runs, 06:04 left\n"
-    progress.update([], [job])
-    assert capsys.readouterr().out == "100%, 2 of 2 runs, 00:00 left\n"
+    progress.update([], [job])  # it has failed
+    assert capsys.readouterr().out == "100%, 1 of 2 runs, 00:00 left\n"
+    make_run(tmp_path, "finished", 100, name="C-v0__ppo__1__17")
+    progress = benchmark.Progress([make_job(tmp_path), third := make_job(tmp_path, prefix="C-v0__ppo__1")])
+    progress.update([], [third])
+    assert capsys.readouterr().out == "100%, 2 of 2 runs\n"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from peak import Peak
 from tests import toy_envs
 
 FEW = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
-ATARI = "--buffer-size 500 --learning-starts 40 --exploration-steps 100 --batch-size 4 --bandit-interval 40"
+ATARI = "--padding valid --buffer-size 500 --learning-starts 40 --exploration-steps 100 --batch-size 4"
+ATARI += " --bandit-interval 40"
 STEPS = "--env-id tests.toy_envs:StepCounter-v0 --bandit-interval 40"
 SCRIPTS = {  # module, options of a small run, timesteps of a step of the schedule
     "dqn": (dqn, ATARI, 1),

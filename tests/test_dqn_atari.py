@@ -21,7 +21,8 @@ from tests.conftest import RunFolder, only_folder
 from tests.toy_envs import TinyGame
 
 SCRIPT = "dqn_atari_lrrl.py"
-SMALL = "--buffer-size 1000 --learning-starts 40 --exploration-steps 100 --batch-size 4 --bandit-interval 40"
+SMALL = "--padding valid --buffer-size 1000 --learning-starts 40 --exploration-steps 100 --batch-size 4"
+SMALL += " --bandit-interval 40"
 FEW_QUANTILES = "--num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"
 
 
@@ -222,7 +223,7 @@ def test_q_values_track_the_returns_of_a_tiny_game(script, truncates, train, mon
     play(monkeypatch, TinyGame(truncates=truncates))
     rate = "--lr-control constant --learning-rate 5e-4 --adam-eps 1e-5 --gamma 0.5 --target-network-frequency 40"
     run = train(module.main, f"{small} --total-timesteps 800 {rate} --save-model --no-cuda --batch-size 8 --seed 2")
-    network = module.QNetwork(2, *([32] if module is iqn else []))
+    network = module.QNetwork(2, *([32] if module is iqn else []), "valid")
     network.load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
     game = TinyGame()
     obs = []
@@ -402,7 +403,7 @@ def test_videos_are_those_of_its_games_and_the_saved_model_plays(train):
     lengths = run.episodes["episodic_length"].astype(int).tolist()
     frames = [imageio_ffmpeg.count_frames_and_secs(str(run.path / f"videos/game-{n}.mp4"))[0] for n in (1, 2)]
     assert frames == lengths[:2] and len(lengths) < 9 and len([*(run.path / "videos").iterdir()]) == 2
-    dqn.QNetwork(4).load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
+    dqn.QNetwork(4, "valid").load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
 
 
 def test_the_last_film_ends_with_the_run(train):

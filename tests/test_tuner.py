@@ -69,7 +69,11 @@ def test_a_stretch_counts_for_the_episodes_that_ended_in_it(tmp_path):
     (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n90,1,9\n110,2,9\n190,4,9\n")
     assert [tuner.score_of(tmp_path, begin) for begin in (0, 100, 190)] == [pytest.approx(7 / 3), 3, 4]
     (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n")
-    assert tuner.score_of(tmp_path, 0) == -math.inf
+    write_json(tmp_path / "summary.json", {"status": "diverged", "global_step": 100})
+    assert tuner.score_of(tmp_path, 0) == tuner.WORST > -math.inf
+    write_json(tmp_path / "summary.json", {"status": "finished", "global_step": 100})
+    with pytest.raises(RuntimeError, match="no episode has ended"):
+        tuner.score_of(tmp_path, 0)
 
 
 def test_the_best_member_is_the_one_that_ended_highest():
