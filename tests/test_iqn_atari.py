@@ -67,7 +67,7 @@ def test_quantile_values_are_those_of_the_paper():
 def test_quantiles_learn_a_distribution():
     """Returns of 0 or 1 with equal probability: the quantiles below a half go to 0, those above to 1."""
     torch.manual_seed(0)
-    network = iqn.QNetwork(1, 32)
+    network = iqn.QNetwork(1, 32, "valid")
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
     obs, actions, discounts = torch.full((16, 4, 84, 84), 100), torch.zeros(16, dtype=torch.int64), torch.zeros(16)
     args = iqn.Args(num_tau_samples=8, num_tau_prime_samples=1, kappa=0.1)
