@@ -328,7 +328,7 @@ def test_peak_learns_where_the_rate_that_it_expects_is_too_high(name):
     """Where `prior` stays at rates that ruin the agent."""
     arms = list(np.geomspace(1e-6, 1, 25))
     prior, peak = (
-        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=24, factor=0.3)
+        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=12, factor=0.3)
         for kind in ("prior", "peak")
     )
     difference = peak - prior
