@@ -221,7 +221,8 @@ def check_stretches(args, job, theirs):
 
 def group(words):
     """{option: its values} of a command line, without the task and the seed."""
-    options = {}
+    values = []
+    options = {"": values}  # words before any option, which no run has
     for word in words:
         if word.startswith("--"):
             values = options[word] = []
@@ -231,13 +232,18 @@ def group(words):
 
 
 def check_begun(args, jobs):
-    """Rejects a variant's folder that has runs with other options, whatever their task and seed."""
+    """Rejects a variant's folder that has runs with other options, whatever their task and seed.
+
+    Without variants, several commands may fill one folder: only the runs of this one count there.
+    """
     of_tuner = {"population": args.population, "tuner_range": list(args.tuner_range), "tuner_rounds": args.tuner_rounds}
-    for job in {job.variant: job for job in jobs}.values():
-        for run in (path.parent for path in Path(job.folder).glob("*/config.json")):  # those with a dot, too
+    for job in {job.variant or job: job for job in jobs}.values():
+        # "*" finds folders with a leading dot, too, those of populations that train
+        everything = [path.parent for path in Path(job.folder).glob("*/config.json")]
+        for run in everything if job.variant else job.runs:
             try:
                 config = read_json(run / "config.json")
-                begun = list(config["command_line"])
+                begun = [str(word) for word in config["command_line"]]
             except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
             if group(begun[: len(job.options)]) != group(job.options):

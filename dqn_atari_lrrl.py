@@ -117,7 +117,7 @@ class QNetwork(nn.Module):
         super().__init__()
         relu, same = nn.ReLU(inplace=True), padding == "same"  # as in TensorFlow: 1 pixel before, 2 after in the second
         layers = [nn.Conv2d(4, 32, 8, 4, 2 * same), relu, *[nn.ZeroPad2d((1, 2, 1, 2))] * same]
-        layers += [nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1, 1 * same), relu]
+        layers += [nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1, 1 * same), relu]  # kernel, stride, padding
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Sequential(nn.Linear(7744 if same else 3136, 512), relu, nn.Linear(512, num_actions))
         self.num_actions = num_actions

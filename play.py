@@ -93,7 +93,7 @@ def play_game(args, script, options, model):
     games.record_videos(args.folder / "played")
     sizes = (games.obs_shape[-1], games.num_actions) if is_minatar else (games.num_actions,)
     quantiles = (options.num_quantile_samples,) if hasattr(options, "num_quantile_samples") else ()
-    padding = () if is_minatar else (options.padding,)
+    padding = (options.padding,) if hasattr(options, "padding") else ()
     q_network = script.QNetwork(*sizes, *quantiles, *padding)
     q_network.load_state_dict(model["q_network"])
     returns = []

@@ -379,11 +379,18 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
         benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
     assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
     write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1"]})
-    job = make_job(tmp_path, options=("--seed", "2", "--gamma", "0.9"), seed=2, prefix="A-v0__ppo__2")
+    job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.9"), prefix="A-v0__ppo__2")
     benchmark.check_begun(args, [job])  # another seed, and the same options in another order
-    with pytest.raises(SystemExit) as end:  # another seed, and other options
-        benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "2", "--gamma", "0.8"), seed=2)])
+    job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.8"), prefix="A-v0__ppo__2")
+    with pytest.raises(SystemExit) as end:
+        benchmark.check_begun(args, [job])
     assert end.value.code == 2 and "was begun with --gamma 0.9" in capsys.readouterr().err
+    job = make_job(tmp_path, options=("--seed", "1", "--gamma", "0.8"), prefix="A-v0__another_script__1")
+    benchmark.check_begun(args, [job])  # without variants, the options name them
+    write_json(run / "config.json", {"command_line": [5]})
+    with pytest.raises(SystemExit) as end:
+        benchmark.check_begun(args, [make_job(tmp_path)])
+    assert end.value.code == 2 and "was begun with 5" in capsys.readouterr().err
     for damaged in ({"command_line": None}, {"command_line": 5}, [1]):
         write_json(run / "config.json", damaged)
         with pytest.raises(SystemExit) as end:

@@ -46,7 +46,7 @@ def actor_problem(device="cpu"):
     return list(actor.parameters()), lambda *x: sac.actor_loss(actor, critics, log_alpha, *x), inputs
 
 
-def td_problem(device="cpu", module=dqn, options=("valid",)):
+def td_problem(device="cpu", module=dqn, options=()):
     online, target = (module.QNetwork(3, *options).to(device) for _ in range(2))
     obs, next_obs = (torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8, device=device) for _ in range(2))
     others = (torch.zeros(4, dtype=torch.int64, device=device), *torch.rand(2, 4, device=device))
