@@ -21,7 +21,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -69,7 +69,7 @@ class Args:
 
     # POPULATION
     tuner: Literal["pb2", "pbt"] | None = None  # pb2 or pbt: adds this variant, runs whose rates Ray Tune changes
-    population: Count = 4  # runs of a population, each as long as any other run
+    population: Annotated[int, "[1, 1000]"] = 4  # runs of a population, each as long as any other run
     tuner_range: tuple[Rate, Rate] = (3e-5, 3e-3)  # the ends of the range of its rates
     tuner_rounds: Count = 10  # stretches of a run, after each of which the tuner compares and changes
 
@@ -157,10 +157,12 @@ def read_variants(args):
     return variants or ({} if args.tuner else {"": []})
 
 
-def check_gpus(args):
-    """Rejects parts of GPUs that Ray does not know."""
+def check_ray(args):
+    """Rejects parts of GPUs that Ray does not know, and an address that is empty."""
     if args.gpus_per_run > 1 and args.gpus_per_run % 1:
         reject(f"--gpus-per-run {args.gpus_per_run:g}: must be a whole number, or below 1")
+    if args.ray_address == "":
+        reject("--ray-address: must be auto or HOST:PORT; without the option, Ray is started here")
 
 
 def make_jobs(args):
@@ -174,6 +176,9 @@ def make_jobs(args):
         variants[args.tuner] = ["--lr-control", "constant"]
     if args.tuner and args.tuner_range[0] >= args.tuner_range[1]:
         reject(f"--tuner-range {args.tuner_range[0]:g} {args.tuner_range[1]:g}: must be LOW HIGH, LOW below HIGH")
+    last_seed = args.start_seed + args.num_seeds - 1
+    if (1000 * last_seed + 999 if args.tuner else last_seed) >= 2**32:  # a member's seed has its number at the end
+        reject(f"--start-seed {args.start_seed}, --num-seeds {args.num_seeds}: the last seed is too large")
     if len(set(args.env_ids)) < len(args.env_ids):
         reject(f"--env-ids {' '.join(args.env_ids)}: names a task twice")
     cells = list(itertools.product(variants, args.env_ids))
@@ -287,7 +292,7 @@ def start_ray(args):
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if not args.ray_address:
+    if args.ray_address is None:
         ours = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         ray.init("local", num_cpus=args.workers or None, **ours, **quiet)
     else:
@@ -410,8 +415,15 @@ def work(args, jobs):
 
 
 def main(argv=None):
-    args = parse_args(Args, argv)
-    check_gpus(args)
+    try:
+        carry_out(parse_args(Args, argv))
+    except KeyboardInterrupt:  # before `work` takes the signals
+        say("stopped before the first run", "stderr")
+        raise SystemExit(130) from None
+
+
+def carry_out(args):
+    check_ray(args)
     jobs = make_jobs(args)
     check_begun(args, jobs)
     if args.dry_run:

@@ -105,7 +105,7 @@ def read_records(study, below=""):
         try:
             if not path.is_dir():
                 continue
-            if {"summary.json", "config.json"} & set(os.listdir(path)):
+            if {"summary.json", "config.json", "episodes.csv"} & set(os.listdir(path)):
                 records.append(read_folder(path, name))
             elif not below:
                 of_variant = read_records(path, f"{name}/")

@@ -42,9 +42,9 @@ def split_command(command, taken):
     if words and Path(words[0]).name.startswith("python"):
         words = words[1:]
     script, *options = words or [""]
-    scripts = sorted(path.name for path in ROOT.glob("*.py") if "\nclass Args" in path.read_text(encoding="utf-8"))
-    if script not in scripts:
-        known = " ".join(name for name in scripts if name.endswith("_lrrl.py"))
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py"))}
+    if "\nclass Args" not in scripts.get(script, ""):
+        known = " ".join(name for name, text in scripts.items() if name.endswith("_lrrl.py") and "import Run\n" in text)
         reject(f"--command {command}: must begin with one of {known}, or a script of yours beside them")
     return script, options
 
@@ -82,7 +82,8 @@ def try_out(trials):
 
     Each script runs as far as its run folder, which it does not make; in a process of its own, that goes away.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+    at_ctrl_c = (signal.SIGINT, signal.SIG_DFL)  # it ends without a word; what to say is the caller's
+    with ProcessPoolExecutor(1, get_context("fork"), initializer=signal.signal, initargs=at_ctrl_c) as pool:
         return list(pool.map(_try_out, *zip(*trials)))
 
 

@@ -129,7 +129,11 @@ def make_scheduler(name, low, high):
         bounds = [math.log10(low), math.log10(high)]
         return PB2(hyperparam_bounds={"log_rate": bounds}, **common), {"log_rate": tune.uniform(*bounds)}
     rates = {"rate": tune.loguniform(low, high)}
-    return PopulationBasedTraining(hyperparam_mutations=rates, **common), rates
+
+    def clip(config):
+        return config | {"rate": min(max(config["rate"], low), high)}  # it multiplies by 0.8 or 1.2
+
+    return PopulationBasedTraining(hyperparam_mutations=rates, custom_explore_fn=clip, **common), rates
 
 
 class Lines(tune.Callback):

@@ -459,6 +459,9 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
         (["--variant", "a=--nonsense"], "--variant a, Pendulum-v1: "),
         (["--env-ids", "Pendulum-v1", "Nowhere-v0"], "Nowhere-v0: --env-id Nowhere-v0"),
         (["--env-ids", "Pendulum-v1", "Pendulum-v1"], "names a task twice"),
+        (["--start-seed", "4294967294", "--num-seeds", "3"], "--num-seeds 3: the last seed is too large"),
+        (["--start-seed", "4294967", "--num-seeds", "2", "--tuner", "pb2"], "the last seed is too large"),
+        (["--ray-address", ""], "--ray-address: must be auto or HOST:PORT"),
         (["--num-seeds", "0"], "--num-seeds 0: must be in [1, inf)"),
         (["--tuner", "pb2", "--tuner-range", "1e-2", "1e-3"], "--tuner-range 0.01 0.001: must be LOW HIGH"),
         (["--gpus-per-run", "-1"], "--gpus-per-run"),
@@ -484,6 +487,17 @@ def test_no_cluster_at_all_is_told(study, refused, monkeypatch):
     with mock.patch.dict(os.environ):
         os.environ.pop("RAY_ADDRESS", None)
         assert "--ray-address auto: " in refused(benchmark.main, [*study, "--ray-address", "auto"])
+
+
+def test_ctrl_c_before_the_first_run_is_one_line(driver, tmp_path):
+    process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND)
+    wait_for(lambda: psutil.Process(process.pid).children(), process)  # options are tried out
+    time.sleep(0.3)
+    for _ in range(2):
+        for x in [*psutil.Process(process.pid).children(), process]:  # as a terminal does
+            x.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "stopped before the first run\n") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense:x"])

@@ -119,19 +119,36 @@ def test_headers_are_buttons(page):
     assert headers and all(page.tags[i + 1] == ("button", {"type": "button"}) for i in headers)
 
 
-def test_a_click_on_a_header_sorts_up_and_down(study, tmp_path):
+@pytest.fixture
+def browse(study, tmp_path):
+    """browse(script, width) is the page in Chromium after a script."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium is installed")
+
+    def browse(script, width=1200):
+        (tmp_path / "page.html").write_text((study / "report.html").read_text() + f"<script>{script}</script>")
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser"]
+        command += [f"--window-size={width},900", "--dump-dom", f"file://{tmp_path}/page.html"]
+        return Page(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout)
+
+    return browse
+
+
+@pytest.mark.parametrize("width", [500, 1600])
+def test_it_fits_into_a_narrow_and_a_wide_window(width, browse):
+    page = browse(
+        "const {clientWidth: w, scrollWidth: s} = document.documentElement; document.body.id = w + ' ' + s", width
+    )
+    ((tag, attributes),) = [(tag, attributes) for tag, attributes in page.tags if tag == "body"]
+    shown, whole = map(int, attributes["id"].split())
+    assert whole == shown and width - 50 < shown <= width
+
+
+def test_a_click_on_a_header_sorts_up_and_down(browse):
     click = "document.querySelectorAll('table')[0].querySelectorAll('th button')[{}].click();"
     for column, times in ((3, 1), (3, 2), (1, 1)):
-        text = (study / "report.html").read_text()
-        (tmp_path / "page.html").write_text(text + f"<script>{times * click.format(column)}</script>")
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser"]
-        done = subprocess.run(
-            [*command, "--dump-dom", f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=60
-        )
-        sorted_page = Page(done.stdout)
+        sorted_page = browse(times * click.format(column))
         header = [attributes for tag, attributes in sorted_page.tags if tag == "th"][column]
         assert header["aria-sort"] == ("ascending" if times == 1 else "descending")
         cells = [row[column] for row in sorted_page.tables[0][1:]]

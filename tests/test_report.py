@@ -251,6 +251,7 @@ BAD_FOLDERS = {  # what breaks a folder: what standard error says
     "code a list": (edit("config.json", code=["x"]), "code is ['x']"),
     "code with a list": (edit("config.json", code={"x.py": []}), "code is {'x.py': []}"),
     "commit a list": (edit("config.json", git_commit=["x"]), "git_commit is ['x']"),
+    "its JSON files lost": (lambda folder: [path.unlink() for path in folder.glob("*.json")], "no such file"),
     "episodes empty": (write("episodes.csv", b""), "episodes.csv: holds no episode"),
     "header only": (write("episodes.csv", HEADER), "episodes.csv: holds no episode"),
     "no header": (write("episodes.csv", b"1,2,3\n4,5,6\n"), "global_step is not a finite number"),
