@@ -133,9 +133,11 @@ class WUCB(UCB):
     """UCB with the mean of the last `memory` feedbacks of each arm; N_k counts all its pulls: bonus sqrt(log t / N_k).
 
     After ULTHO, with one hyper-parameter (Yuan, Li, Jin and Zeng, arXiv 2503.06101); the window and the coefficient, 1,
-    are those of its public `ale/scripts/ppo_ucb.sh`, others of its scripts have up to 100 and up to 5. Its feedback is
-    the mean value target of a rollout, in its own unit, and it chooses anew after each rollout. Here feedback is the
-    improvement, scaled as for all bandits of this kind. Other arguments and errors as for `Bandit`.
+    are those of its public `ale/scripts/ppo_ucb.sh`, others of its scripts have up to 100 and up to 5. In its code,
+    feedback is the mean value target of a rollout, in its own unit; it chooses anew after each rollout and credits the
+    arm just chosen with what was collected before its update; and no arm has to be pulled once at first. Here it is as
+    for all bandits of this kind: the improvement, scaled, of the round that shows what the arm did, and each arm once
+    at first. Other arguments and errors as for `Bandit`.
     """
 
     def __init__(self, arms, memory=10, window=5, seed=0):
