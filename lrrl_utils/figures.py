@@ -71,6 +71,13 @@ def common_stretch(runs):
     return max(run.episodes["global_step"][0] for run in runs), min(run.summary["global_step"] for run in runs)
 
 
+def legend_of(name, seeds, run):
+    """How a legend names a variant; `run` is one of its runs."""
+    population = run.config.get("population") or 1
+    cost = f", {population} times the timesteps" if population > 1 else ""
+    return f"{name}, {seeds} {'seed' if seeds == 1 else 'seeds'}{cost}"
+
+
 @plt.rc_context(STYLE)  # a name is no formula
 def plot_learning_curves(variants, folder):
     """Interquartile mean of the return over seeds, with its interval; a panel per task."""
@@ -83,7 +90,7 @@ def plot_learning_curves(variants, folder):
                 edges = np.linspace(first, last, CURVE_POINTS + 1)
                 estimate = interquartile_curve([[mean_returns(run, edges)] for run in group])
                 line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, estimate, color=color_of(name, names))
-                lines[f"{name}, {len(group)} seeds"] = line
+                lines[legend_of(name, len(group), group[0])] = line
         axis.set(xlabel="timesteps", ylabel="episodic return")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(lines.values(), lines, loc="outside lower left", ncols=columns, fontsize="small")
@@ -107,7 +114,7 @@ def plot_overall_curves(variants, scales, folder):
             zeros, ones = np.array([scales[task] for task in tasks_of(variants)]).T[..., None]
             curves.append((returns - zeros) / (ones - zeros))
         line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, interquartile_curve(curves), color=color_of(name, names))
-        lines[f"{name}, {len(seeds)} seeds"] = line
+        lines[legend_of(name, len(seeds), runs[0])] = line
     axis.set(xlabel="share of the timesteps", ylabel="normalised return")
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small")

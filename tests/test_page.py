@@ -183,3 +183,9 @@ def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
     report.main([str(tmp_path)])
     assert {f"{name}, 1 seeds", name} <= {text.get_text() for text in texts}
     assert figures.plt.rcParams["text.parse_math"]  # as before
+
+
+def test_a_legend_tells_what_a_population_costs():
+    run, population = SimpleNamespace(config={}), SimpleNamespace(config={"population": 4})
+    assert figures.legend_of("a", 1, run) == "a, 1 seed" and figures.legend_of("a", 2, run) == "a, 2 seeds"
+    assert figures.legend_of("pb2", 2, population) == "pb2, 2 seeds, 4 times the timesteps"
