@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -181,7 +182,7 @@ def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
     name = r"$\frac{$"
     write_run(tmp_path, name, 1, 10.0, bandit=name, rounds=ROUNDS, learning_rates=[1e-4, 1e-3])
     report.main([str(tmp_path)])
-    assert {f"{name}, 1 seeds", name} <= {text.get_text() for text in texts}
+    assert {f"{name}, 1 seed", name} <= {text.get_text() for text in texts}
     assert figures.plt.rcParams["text.parse_math"]  # as before
 
 
