@@ -365,7 +365,7 @@ def main(argv=None):
                     reset_step_counts(optimizer)
 
             if args.checkpoint_interval and global_step % args.checkpoint_interval < args.num_envs:
-                games.reseed()
+                games.reseed()  # so that who goes on from the checkpoint need not play them from the start
             run.end_step(global_step)
 
         if args.save_model:

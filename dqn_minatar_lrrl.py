@@ -54,7 +54,7 @@ class Args:
     # ALGORITHM
     # -v0 has all six actions, as in the paper, -v1 those that do something; both repeat an action with probability 0.1
     env_id: str = "MinAtar/Breakout-v0"
-    # whose defaults to use: those shown here, of MinAtar's authors, or Dopamine's; an option that is given wins
+    # whose defaults to use: those shown here, of MinAtar's authors, or Revisiting Rainbow's; a given option wins
     preset: Literal["minatar", "dopamine"] = "minatar"
     total_timesteps: Count = 5_000_000  # timesteps of the run, each of them a frame, summed over games
     num_envs: Count = 1  # games played side by side; the updates per timestep stay the same
@@ -313,7 +313,7 @@ def main(argv=None):
                     reset_step_counts(optimizer)
 
             if args.checkpoint_interval and global_step % args.checkpoint_interval < args.num_envs:
-                games.reseed()
+                games.reseed()  # so that who goes on from the checkpoint need not play them from the start
             run.end_step(global_step)
 
         if args.save_model:

@@ -200,24 +200,23 @@ def main(argv=None):
 
     envs = ContinuousTasks(args, rng)
     agent = Agent(envs.obs_size, envs.action_size).to(device)
-    parameters = agent.flatten_parameters()
+    vector, parameters = agent.flatten_parameters(), list(agent.parameters())
     learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = make_optimizer(args, [parameters], learning_rate, eps=1e-5)
+    optimizer = make_optimizer(args, [vector], learning_rate, eps=1e-5)
     bandits = {}
     if args.lr_control == "bandit":
         with reject_errors("--learning-rates"):
             bandits["agent"] = make_bandit(args.bandit, args.learning_rates, args.seed, **bandit_options(args))
     can_undo = args.rollback and bool(bandits)
     rounds = Rounds(bandits, args.bandit_interval, batch_size, args.bandit_feedback, can_undo)
-    weights = list(agent.parameters())
 
-    def gradient(*minibatch):
+    def gradients(*minibatch):
         loss, *terms = ppo_loss(agent, args, *minibatch)
-        flat = torch.cat([x.ravel() for x in torch.autograd.grad(loss, weights, materialize_grads=True)])
+        flat = torch.cat([x.ravel() for x in torch.autograd.grad(loss, parameters, materialize_grads=True)])
         # as nn.utils.clip_grad_norm_ does, in a quarter of its time
         return [flat * (args.max_grad_norm / (flat.norm() + 1e-6)).clamp(max=1)], terms
 
-    update = make_update(args, optimizer, gradient)
+    update = make_update(args, optimizer, gradients)
 
     # STORAGE
     shape = (args.num_steps, args.num_envs)
@@ -250,15 +249,21 @@ def main(argv=None):
     state = {"trained": trained, "learning_rate": learning_rate, "kl": kl, "bandits": bandits, "rounds": rounds}
     state |= {"rng": rng, "envs": envs, "obs": obs, "discounted_returns": discounted_returns}
 
+    def undo_round(global_step, reason):
+        trained.undo()
+        run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason)
+
     with Run(args, state, device, bandits, checkpoint) as run:
         run.on_exit.callback(envs.close)
         envs.record_videos(run.folder, run.global_step)
 
         for global_step in range(run.global_step + batch_size, args.total_timesteps + 1, batch_size):
+            previous_step = global_step - batch_size
+
             # COLLECT ROLLOUT: in NumPy, whatever the device; values and log-probabilities follow for all steps at once
             policy = numpy_policy(agent.actor_mean)
             rollout_reward, rollout_returns = 0.0, []
-            with run.checkpoint_if_it_fails(global_step - batch_size):
+            with run.checkpoint_if_it_fails(previous_step):
                 noise = agent.actor_logstd.detach().exp().cpu().numpy() * rng.standard_normal(actions.shape, np.float32)
                 for step in range(args.num_steps):
                     observations[step] = obs
@@ -273,7 +278,7 @@ def main(argv=None):
                         rollout_reward += float(reward)
                         if episode:
                             rollout_returns.append(episode[0])
-                            run.log_episode(global_step - batch_size + (step + 1) * args.num_envs, *episode)
+                            run.log_episode(previous_step + (step + 1) * args.num_envs, *episode)
                             discounted_returns[i], obs[i] = 0.0, reset(i)
                     run.stop_if_asked()
             if not (math.isfinite(rollout_reward) and np.isfinite(next_observations).all()):
@@ -283,8 +288,7 @@ def main(argv=None):
             # first rollout, before any update, for none). When a round is over, its arm is credited.
             rounds.earn(rollout_reward, batch_size, rollout_returns)
             if rounds.has_collapsed:
-                trained.undo()
-                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back="performance has collapsed")
+                undo_round(global_step, "performance has collapsed")
                 run.log_scalars({"charts/learning_rate": learning_rate.item()}, global_step)
                 run.progress(global_step, learning_rate)
                 run.end_step(global_step)
@@ -310,12 +314,12 @@ def main(argv=None):
                         minibatch = next(minibatches_of(batch))
                         size = relative_update(trained, optimizer, update, *minibatch)
                         bandit.set_update_size(size, len(minibatch[0]))
-                rounds.begin(progress=(global_step - batch_size) / args.total_timesteps)
+                rounds.begin(progress=previous_step / args.total_timesteps)
                 trained.keep()
             if bandits:
                 learning_rate.fill_(bandits["agent"].learning_rate)
             elif args.lr_control != "kl":
-                learning_rate.fill_(scheduled_rate(args, global_step - batch_size))
+                learning_rate.fill_(scheduled_rate(args, previous_step))
 
             # UPDATE NETWORK
             if args.optimizer == "adamrel":
@@ -350,8 +354,7 @@ def main(argv=None):
             if reason and not can_undo:
                 raise FloatingPointError(f"learning rate {learning_rate:g}: {reason}")
             if reason or rounds.is_ruined_by(scalars["losses/old_approx_kl"], healthy=0.1):
-                trained.undo()
-                run.log_rounds(global_step, rounds.fail(), learning_rate, rolled_back=reason or "the KL is ruinous")
+                undo_round(global_step, reason or "the KL is ruinous")
             run.end_step(global_step)
 
         if args.save_model:
