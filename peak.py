@@ -17,19 +17,17 @@ class Peak(Bandit):
 
         f_t = L_t + ε_t                                ε_t ~ N(0, 1)
         L_t = L_{t−1} + d_t(k_t) + 0.1 ξ_t             ξ_t ~ N(0, 1)
-        d_t(k) = m_t(k) + c_t x_t(k) (2 − x_t(k)) + b_t z_t(k) + a_t z_t(k)² + g_t(k)      x = min(10^z, 1)
+        d_t(k) = m_t(k) + c_t min(10^z_t(k), 1) + b_t z_t(k) + a_t z_t(k)² + g_t(k)
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
-        c ~ N(s, 9 s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
+        c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by 0.2 %
     of their norm in a gradient step at the start, and half of that rate at the end. This is for minibatches of 64; it
     grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
-    Algorithms", NeurIPS 2022). c is what there is to gain now. A rate below the expected best gets the share of it that
-    a gradient step on a parabola gains at x times the best rate. c is less certain than the rest: that training goes
-    well is no merit of the rate in use, before others have had their turn. b is where the peak is, a how wide, g the
-    deviations. All of them move (Ornstein-Uhlenbeck processes): what was learnt of b, a and g fades to 37 % in a
-    thousand observations, of c in two hundred. The cube is caution: too low a rate costs time, one that is far too high
-    may cost the agent.
+    Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c times η over that
+    one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck processes):
+    what was learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is caution:
+    too low a rate costs time, one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; each
     has its σ², the mean of its first 50 squared errors in units of their variance, then a running mean with weight
@@ -54,7 +52,7 @@ class Peak(Bandit):
     BEST_UPDATE, BATCH_SIZE = 0.002, 64  # the best relative update at the start, with minibatches of that size
     FALL = 0.3  # decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
-    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 3.0, 1.0, 0.3, 0.2, 0.5
+    COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
     WALK, COMMON_FADE, FADE, CUT = 0.1, math.exp(-1 / 200), math.exp(-1 / 1000), 3.0
     FORGET = 0.98  # of how well a size has predicted
     SHRINK = 0.4
@@ -111,8 +109,7 @@ class Peak(Bandit):
     def features(self):
         """What (c, b, a, g) are multiplied with to give what the drift of each arm has beside m, (K, 3 + K)."""
         z = self.decades(self.progress)
-        x = 10 ** np.minimum(z, 0)
-        return np.column_stack([x * (2 - x), z, z**2, np.eye(len(z))])
+        return np.column_stack([10 ** np.minimum(z, 0), z, z**2, np.eye(len(z))])
 
     def observe(self, performance):
         performance = super().observe(performance)

@@ -60,10 +60,10 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
 
     sigma, log_rates, times, arms = math.sqrt(bandit.variance[0]), np.log10(ARMS), np.arange(1, 7), np.array(pulled)
     z = log_rates[arms] - math.log10(0.002 / 5) + 0.3 * np.arange(6) / 6  # of the arm in use
-    share = 1 - (1 - np.minimum(10**z, 1)) ** 2
+    share = np.minimum(10**z, 1)
     rho = math.exp(-1 / 1000) ** np.abs(times[:, None] - times)
     kernel = 0.2**2 * np.exp(-0.5 * (log_rates[:, None] - log_rates) ** 2 / 0.5**2)
-    common = 3**2 * math.exp(-1 / 200) ** np.abs(times[:, None] - times)
+    common = math.exp(-1 / 200) ** np.abs(times[:, None] - times)
     place, width, deviations = (
         np.multiply.outer(z, z),
         0.3**2 * np.multiply.outer(z**2, z**2),
@@ -79,7 +79,7 @@ def test_peak_is_the_posterior_of_its_model_for_one_size_of_drifts(monkeypatch):
     expected = cross @ np.linalg.solve(covariance, residual) / sigma + 0.3 * np.eye(8)[0]  # c is expected to be s
     assert bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / sigma == pytest.approx(expected, abs=1e-9)
     prior = np.zeros((8, 8))
-    prior[:3, :3], prior[3:, 3:] = np.diag([3**2, 1, 0.3**2]), kernel
+    prior[:3, :3], prior[3:, 3:] = np.diag([1, 1, 0.3**2]), kernel
     posterior = 0.3**2 * prior - cross @ np.linalg.solve(covariance, cross.T)
     assert bandit.covariance[0, 1:, 1:] == pytest.approx(posterior, abs=1e-9)
 
@@ -259,7 +259,7 @@ def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(mon
         bandit.arm = n % 9
         bandit.observe(progress * n + rng.standard_normal())
     z = bandit.decades(0.0)
-    features = np.column_stack([1 - (1 - np.minimum(10**z, 1)) ** 2, z, z**2, np.eye(9)])
+    features = np.column_stack([np.minimum(10**z, 1), z, z**2, np.eye(9)])
     beliefs = bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / math.sqrt(bandit.variance[0])
     assert (beliefs[0] > 0) == (progress > 0)
     samples = rng.multivariate_normal(beliefs, 0.4**2 * bandit.covariance[0, 1:, 1:], 100_000)
