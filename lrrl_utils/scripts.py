@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from lrrl_utils.files import lock, read_json, write_json, written_whole
@@ -82,9 +82,14 @@ def try_out(trials):
 
     Each script runs as far as its run folder, which it does not make; in a process of its own, that goes away.
     """
-    at_ctrl_c = (signal.SIGINT, signal.SIG_DFL)  # it ends without a word; what to say is the caller's
+    at_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # it is ours to end it
     with ProcessPoolExecutor(1, get_context("fork"), initializer=signal.signal, initargs=at_ctrl_c) as pool:
-        return list(pool.map(_try_out, *zip(*trials)))
+        try:
+            return list(pool.map(_try_out, *zip(*trials)))
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.kill()
+            raise
 
 
 # RUNS

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shlex
 import signal
 import socket
@@ -489,13 +490,17 @@ def test_no_cluster_at_all_is_told(study, refused, monkeypatch):
         assert "--ray-address auto: " in refused(benchmark.main, [*study, "--ray-address", "auto"])
 
 
+def ignores_ctrl_c(process):
+    (mask,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return int(mask, 16) >> signal.SIGINT - 1 & 1
+
+
 def test_ctrl_c_before_the_first_run_is_one_line(driver, tmp_path):
     process = driver("--env-ids", "Pendulum-v1", "--command", COMMAND)
-    wait_for(lambda: psutil.Process(process.pid).children(), process)  # options are tried out
-    time.sleep(0.3)
-    for _ in range(2):
-        for x in [*psutil.Process(process.pid).children(), process]:  # as a terminal does
-            x.send_signal(signal.SIGINT)
+    children = psutil.Process(process.pid).children
+    wait_for(lambda: any(map(ignores_ctrl_c, children())), process)  # options are tried out
+    for x in [*children(), process]:  # as a terminal does
+        x.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped before the first run\n") and not list(tmp_path.iterdir())
 
