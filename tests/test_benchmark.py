@@ -39,7 +39,9 @@ def driver(tmp_path):
         command = [sys.executable, str(ROOT / "benchmark.py"), "--run-dir", "study", *words]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "BROKEN": str(tmp_path / "broken")}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+        heed_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs of a shell may not
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, preexec_fn=heed_ctrl_c, **pipes)
+        processes.append(process)
         return processes[-1]
 
     yield run
