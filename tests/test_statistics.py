@@ -59,7 +59,7 @@ def test_the_best_of_some_options_is_what_a_loop_finds():
 
 
 def test_the_best_of_options_that_are_alike_is_no_better():
-    alike = np.random.default_rng(1).normal(size=(5, 400, 1))
+    alike = np.random.default_rng(1).normal(size=(5, 200, 1))
     point, low, high = best_of(alike[:, :20], 5)
     assert abs(best_of(alike, 5)[0]) < 0.1 and low < point < high
 
