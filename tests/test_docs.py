@@ -211,12 +211,16 @@ def read_options(trials):
     return [(vars(module.parse_args(module.Args, words)), "") for module, (_, words) in zip(modules, trials)]
 
 
-def run_benchmark(words, monkeypatch):
-    """The jobs of a grid; then one tiny run of each variant, in this process."""
+def run_benchmark(words, done, monkeypatch):
+    """The jobs of a grid; then one tiny run of each variant, in this process, but for those that another grid has."""
     monkeypatch.setattr(benchmark, "try_out", read_options)
     jobs = benchmark.make_jobs(parse_args(benchmark.Args, words))
-    for job in {job.variant: job for job in reversed(jobs)}.values():
-        run_script(job.script.removesuffix(".py"), [*job.options, "--run-dir", job.folder])
+    variants = {job.variant: job for job in reversed(jobs)}
+    for job in variants.values():
+        call = without_option("--seed", [job.script, *job.options])
+        if call not in done or job is jobs[0]:  # a report needs a run
+            run_script(job.script.removesuffix(".py"), [*job.options, "--run-dir", job.folder])
+        done.add(call)
 
 
 def try_landscape(words):
@@ -253,8 +257,8 @@ def at_work(folder, monkeypatch):
         importlib.import_module(name)
 
 
-def without_seed(words):
-    words, i = [*words], words.index("--seed") if "--seed" in words else None
+def without_option(option, words):
+    words, i = [*words], words.index(option) if option in words else None
     if i is not None:
         del words[i : i + 2]
     return tuple(words)
@@ -286,14 +290,15 @@ def make_call(words, done, monkeypatch):
     if path.startswith(NOT_OURS):
         return
     assert (ROOT / path).is_file(), f"there is no {path}"
-    if without_seed([path, *words]) in done:
+    call = without_option("--seed", [path, *words])
+    if call in done:
         return
-    done.add(without_seed([path, *words]))
+    done.add(call)
     name = path.removesuffix(".py")
     if path == MEASURE:
         run_measure()
     elif name == "benchmark":
-        run_benchmark(words, monkeypatch)
+        run_benchmark(words, done, monkeypatch)
     elif name == "landscape":
         try_landscape(words)
     elif name == "play":
