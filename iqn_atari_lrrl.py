@@ -369,8 +369,8 @@ def main(argv=None):
             if num_updates and not rounds.is_open:
                 for bandit in bandits.values():
                     if bandit.needs_update_size:
-                        minibatch = replay.sample(rng, args.batch_size)
-                        bandit.set_update_size(relative_update(trained, optimizer, update, *minibatch), args.batch_size)
+                        size = relative_update(trained, optimizer, update, *replay.sample(rng, args.batch_size))
+                        bandit.set_update_size(size, args.batch_size, best_update=0.007)  # larger than PPO's
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:

@@ -361,7 +361,8 @@ def main(argv=None):
             if global_step > args.learning_starts and not rounds.is_open:
                 for name, bandit in bandits.items():
                     if bandit.needs_update_size:
-                        bandit.set_update_size(update_size(name), args.batch_size)
+                        size = update_size(name)
+                        bandit.set_update_size(size, args.batch_size, best_update=0.007)  # larger than PPO's
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm for each bandit
                 trained.keep()
                 if bandits:

@@ -291,13 +291,19 @@ def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_r
     module, options, _ = script
     args = module.parse_args(module.Args, options.split())
     expected = args.num_envs * args.num_steps // args.num_minibatches if module is ppo else args.batch_size
+    best_update = {} if module is ppo else {"best_update": 0.007}
     told, progress = [], []
     set_update_size, pull = Peak.set_update_size, Peak.pull
-    monkeypatch.setattr(Peak, "set_update_size", lambda self, *size: told.append(size) or set_update_size(self, *size))
+
+    def tell(self, *size, **options):
+        told.append((*size, options))
+        set_update_size(self, *size, **options)
+
+    monkeypatch.setattr(Peak, "set_update_size", tell)
     monkeypatch.setattr(Peak, "pull", lambda self: progress.append((self.progress, len(told))) or pull(self))
     train(module.main, f"{options} --optimizer {optimizer}")
-    ((size, batch_size),) = told
-    assert 0 < size < math.inf and batch_size == expected
+    ((size, batch_size, options),) = told
+    assert 0 < size < math.inf and (batch_size, options) == (expected, best_update)
     if optimizer == "adam":  # √n / ‖θ‖, of n parameters as large as layers of some hundred inputs have them
         assert 1 < size < 1000
     assert {n for _, n in progress} == {1}
