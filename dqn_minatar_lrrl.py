@@ -298,7 +298,7 @@ def main(argv=None):
                 for bandit in bandits.values():
                     if bandit.needs_update_size:
                         size = relative_update(trained, optimizer, update, *replay.sample(rng, args.batch_size))
-                        bandit.set_update_size(size, args.batch_size, best_update=0.007)  # larger than PPO's
+                        bandit.set_update_size(size, args.batch_size, best_update=0.007, fall=0.0)  # unlike PPO's
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm
                 trained.keep()
                 if bandits:

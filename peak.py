@@ -22,12 +22,12 @@ class Peak(Bandit):
         c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
     z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by
-    `best_update` of their norm in a gradient step at the start, and half of that rate at the end. This is for
-    minibatches of 64; it grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for
-    Adaptive Gradient Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c
-    times η over that one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck
-    processes): what was learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is
-    caution: too low a rate costs time, one that is far too high may cost the agent.
+    `best_update` of their norm in a gradient step, and `fall` decades lower at the end. This is for minibatches of 64;
+    it grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c times η over that
+    one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck processes): what was
+    learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is caution: too low a
+    rate costs time, one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; each
     has its σ², the mean of its first 50 squared errors in units of their variance, then a running mean with weight
@@ -50,7 +50,6 @@ class Peak(Bandit):
     """
 
     BATCH_SIZE = 64  # that of the minibatches for which `best_update` is
-    FALL = 0.3  # decades that it falls until the end
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
     COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
     WALK, COMMON_FADE, FADE, CUT = 0.1, math.exp(-1 / 200), math.exp(-1 / 1000), 3.0
@@ -66,6 +65,7 @@ class Peak(Bandit):
         ranks = self._log_rates.argsort().argsort()
         self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
         self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected to be so at the start
+        self.fall = 0.3  # decades
         self.survived, self.failed = np.zeros((2, len(ranks)), bool)  # how the last round with each arm ended
         # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds
         # what data adds, and what σ times the prior does. The first axis is the sizes.
@@ -82,25 +82,25 @@ class Peak(Bandit):
         self.at_start = self.copy_filter()  # of this round
         self._normals = np.random.default_rng(0).standard_normal((1000, 3 + len(ranks)))  # the same for every draw
 
-    def set_update_size(self, size, batch_size=BATCH_SIZE, best_update=0.002):
+    def set_update_size(self, size, batch_size=BATCH_SIZE, best_update=0.002, fall=0.3):
         """Say that a gradient step at a learning rate of 1 moves the parameters by `size` of their norm, ‖Δθ‖ / ‖θ‖.
 
         `batch_size` is the number of samples that its gradient is a mean of. `best_update` is the relative update that
-        is expected to be best at the start, with minibatches of 64: those that practice has settled on are near 0.2 %
-        in PPO and 0.7 % where values are learnt from targets of their own (SAC, DQN). A size that is 0 or not finite
-        says nothing: the middle arm stays the one that is expected to be best. Raises RuntimeError once an arm was
-        drawn.
+        is expected to be best at the start, with minibatches of 64, and `fall` how many decades the best one falls
+        until the end. The defaults are PPO's. Where values are learnt from targets of their own (SAC, DQN), the rates
+        that practice has settled on are near 0.7 %, and constant. A size that is 0 or not finite says nothing: the
+        middle arm stays the one that is expected to be best. Raises RuntimeError once an arm was drawn.
         """
         if self.drawn_from is not None:
             raise RuntimeError("an arm was drawn already: call set_update_size() before the first pull()")
-        self.needs_update_size = False
+        self.needs_update_size, self.fall = False, fall
         if 0 < size < math.inf:
             best_update *= math.sqrt(batch_size / self.BATCH_SIZE)
             self.best = math.log10(best_update) - math.log10(size)
 
     def decades(self, progress):
         """z: how many decades each arm is above the rate that is expected to be best, (K,)."""
-        return self._log_rates - self.best + self.FALL * progress
+        return self._log_rates - self.best + self.fall * progress
 
     @property
     def prior_mean(self):

@@ -362,7 +362,7 @@ def main(argv=None):
                 for name, bandit in bandits.items():
                     if bandit.needs_update_size:
                         size = update_size(name)
-                        bandit.set_update_size(size, args.batch_size, best_update=0.007)  # larger than PPO's
+                        bandit.set_update_size(size, args.batch_size, best_update=0.007, fall=0.0)  # unlike PPO's
                 rounds.begin(previous_step / args.total_timesteps)  # draws an arm for each bandit
                 trained.keep()
                 if bandits:

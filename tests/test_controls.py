@@ -291,7 +291,7 @@ def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_r
     module, options, _ = script
     args = module.parse_args(module.Args, options.split())
     expected = args.num_envs * args.num_steps // args.num_minibatches if module is ppo else args.batch_size
-    best_update = {} if module is ppo else {"best_update": 0.007}
+    best_update = {} if module is ppo else {"best_update": 0.007, "fall": 0.0}
     told, progress = [], []
     set_update_size, pull = Peak.set_update_size, Peak.pull
 

@@ -101,8 +101,9 @@ def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected
     bandit = make_bandit(name, [1e-4, 1e-3, 1e-2])
     bandit.set_update_size(2.0, batch_size=6400)  # a tenth of the noise in a gradient
     assert bandit.best == pytest.approx(-2)
-    bandit.set_update_size(2.0, best_update=0.02)  # of another algorithm
+    bandit.set_update_size(2.0, best_update=0.02, fall=0.0)  # of another algorithm
     assert bandit.best == pytest.approx(-2)
+    assert bandit.decades(1.0).tolist() == bandit.decades(0.0).tolist() == pytest.approx([-2, -1, 0])
     assert make_bandit(name, [1e-2, 1e-4, 1e-1, 1e-3]).best == pytest.approx(-3)  # the lower one in the middle
 
 
