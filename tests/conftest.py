@@ -28,7 +28,7 @@ torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One for each core, hyper-threads included; more are slower, for training takes nearly all of the time."""
+    """One for each core, hyper-threads included: training takes nearly all of the time."""
     return os.cpu_count()
 
 
