@@ -216,14 +216,16 @@ def test_initial_weights_are_those_of_the_preset(script, preset, train, monkeypa
         assert (bias.abs().max() > 1e-9) == (preset == "cleanrl")
 
 
-@pytest.mark.parametrize(("script", "truncates"), [("dqn", False), ("dqn", True), ("iqn", False)], indirect=["script"])
-def test_q_values_track_the_returns_of_a_tiny_game(script, truncates, train, monkeypatch):
-    """Reward 1 a step, γ = 0.5, games of three steps: 1.75, 1.5, 1 to a termination, 2 through a truncation."""
-    module, small = script
+@pytest.mark.parametrize("truncates", [False, True])
+def test_q_values_track_the_returns_of_a_tiny_game(truncates, train, monkeypatch):
+    """Reward 1 a step, γ = 0.5, games of three steps: 1.75, 1.5, 1 to a termination, 2 through a truncation.
+
+    IQN learns its values in tests/test_iqn_atari.py.
+    """
     play(monkeypatch, TinyGame(truncates=truncates))
     rate = "--lr-control constant --learning-rate 5e-4 --adam-eps 1e-5 --gamma 0.5 --target-network-frequency 40"
-    run = train(module.main, f"{small} --total-timesteps 800 {rate} --save-model --no-cuda --batch-size 8 --seed 2")
-    network = module.QNetwork(2, *([32] if module is iqn else []), "valid")
+    run = train(dqn.main, f"{SMALL} --total-timesteps 800 {rate} --save-model --no-cuda --batch-size 8 --seed 2")
+    network = dqn.QNetwork(2, "valid")
     network.load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
     game = TinyGame()
     obs = []
@@ -330,14 +332,14 @@ def test_without_a_bandit_rounds_are_logged_without_arms(control, script, train,
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "num_envs"), [("dqn", 1), ("dqn", 2), ("iqn", 1)])
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(name, num_envs, start, tmp_path):
+@pytest.mark.parametrize("name", ["dqn", "iqn"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(name, start, tmp_path):
     few = FEW_QUANTILES if name == "iqn" else ""
-    options = f"{SMALL} {few} --total-timesteps {400 * num_envs} --learning-starts {320 * num_envs}"  # a game must end
-    options += f" --num-envs {num_envs} --end-e 0.5 --save-model"
+    options = f"{SMALL} {few} --total-timesteps 400 --learning-starts 320 --end-e 0.5 --save-model"  # a game must end
     command = f"{name}_atari_lrrl.py --env-id ALE/Breakout-v5 {options}"
-    seeds = [1, 1, 2] if (name, num_envs) == ("dqn", 1) else [1, 1]
-    processes = [start(f"{command} --seed {seed} --exp-name {n}", fresh=n == 0) for n, seed in enumerate(seeds)]
+    seeds = [1, 1, 2] if name == "dqn" else [1, 1]
+    fresh = [name == "dqn", False, False]
+    processes = [start(f"{command} --seed {seed} --exp-name {n}", fresh=fresh[n]) for n, seed in enumerate(seeds)]
     assert not any(process.wait() for process in processes)
     first, second, *others = map(RunFolder, sorted((tmp_path / "runs").iterdir(), key=lambda p: p.name[-20:]))
     assert len(first.episodes["episodic_return"]) > 0
@@ -351,6 +353,7 @@ def test_a_real_game_leaves_whole_unclipped_games_and_finite_losses(train, monke
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = "--env-id ALE/SpaceInvaders-v5 --total-timesteps 2000 --learning-starts 1500 --exploration-steps 300"
+    options += " --padding valid"
     run = train(
         dqn.main, f"{options} --batch-size 8 --buffer-size 2000 --target-network-frequency 500 --eval-episodes 1"
     )
@@ -449,7 +452,7 @@ def test_compiled_and_bfloat16_updates_stay_close_to_plain_ones(options, script,
     real_compile = torch.compile
     count = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(1) or real_compile(f, backend=count))
-    small = f"{small} --total-timesteps 240 --bandit uniform --save-model --gamma 0.5"
+    small = f"{small} --total-timesteps 140 --bandit uniform --save-model --gamma 0.5"
     plain, other = train(module.main, small), train(module.main, f"{small} {options}")
     assert len(compiled) == (options == "--compile") and count.frame_count <= 1  # every rate runs the same code
     a, b = (torch.load(run.path / "model.pt", weights_only=True)["q_network"] for run in (plain, other))

@@ -82,32 +82,30 @@ def test_it_writes_through_no_link_and_waits_for_no_pipe(make, tmp_path):
 # --- in a run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "zeros", "of another run", "lost rows", "a link", "a pipe"])
-def test_a_journal_that_is_not_the_runs_own_is_refused(damage, stop, refused, tmp_path):
-    folder, other = (stop(sac.main, f"{SAC} --checkpoint-interval 50 --seed {seed}", 4) for seed in (1, 2))
-    path, elsewhere = folder / "replay.bin", tmp_path / "elsewhere"
-    content = path.read_bytes()
+def test_a_journal_that_is_not_the_runs_own_is_refused(stop, refused, tmp_path):
+    whole, other = (stop(sac.main, f"{SAC} --checkpoint-interval 50 --seed {seed}", 4) for seed in (1, 2))
+    content, elsewhere = (whole / "replay.bin").read_bytes(), tmp_path / "elsewhere"
     assert len(content) > 200 * 4 * 9  # 200 rows, in bytes
-    if damage == "a flipped byte":
-        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
-    elif damage == "zeros":
-        path.write_bytes(bytes(len(content)))
-    elif damage == "of another run":
-        shutil.copy(other / "replay.bin", path)
-    elif damage == "lost rows":
-        os.truncate(path, 1000)
-    else:
-        path.unlink()
-    if damage == "a link":
-        elsewhere.write_bytes(content)
-        path.symlink_to(elsewhere)
-    elif damage == "a pipe":
-        os.mkfifo(path)
-    before = contents(folder)
-    assert "replay.bin" in refused(sac.main, ["--resume", folder])
-    assert damage != "a link" or elsewhere.read_bytes() == content
-    after = contents(folder)
-    assert after.pop("replay.bin", b"").startswith(before.pop("replay.bin", b"")) and after == before
+    elsewhere.write_bytes(content)
+    damages = {
+        "a flipped byte": lambda path: path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]),
+        "zeros": lambda path: path.write_bytes(bytes(len(content))),
+        "of another run": lambda path: shutil.copy(other / "replay.bin", path),
+        "lost rows": lambda path: path.write_bytes(content[:1000]),
+        "a link": lambda path: path.symlink_to(elsewhere),
+        "a pipe": os.mkfifo,
+    }
+    for damage, make in damages.items():
+        folder = shutil.copytree(whole, tmp_path / damage)
+        if damage in ("a link", "a pipe"):
+            (folder / "replay.bin").unlink()
+        make(folder / "replay.bin")
+        before = contents(folder)
+        assert "replay.bin" in refused(sac.main, ["--resume", folder]), damage
+        after = contents(folder)
+        assert after.pop("replay.bin", b"").startswith(before.pop("replay.bin", b"")) and after == before, damage
+        assert elsewhere.read_bytes() == content
+    assert resume(sac.main, whole).summary["status"] == "finished"  # what was copied was whole
 
 
 def test_rows_written_after_the_checkpoint_do_not_count(stop):

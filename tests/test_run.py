@@ -30,7 +30,7 @@ from tests.conftest import PENDULUM, assert_equal_to_the_bit, last_step, only_fo
 from tests.processes import context
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU]
-ATTACKS = int(os.environ.get("ATTACKS", 15))  # runs that are sent a signal; try a thousand
+ATTACKS = int(os.environ.get("ATTACKS", 6))  # runs that are sent a signal; try a thousand
 SAC = "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --no-cuda"
 
 
