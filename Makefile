@@ -17,7 +17,7 @@ test: install
 	.venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 soak: install
-	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto --dist worksteal -k killed tests/test_resume.py $(ARGS)
+	KILLS=$${KILLS:-50} .venv/bin/python -m pytest -n auto --dist worksteal -k killed tests/test_resume.py tests/test_benchmark.py $(ARGS)
 
 attack: install
 	ATTACKS=$${ATTACKS:-300} .venv/bin/python -m pytest -n auto --dist worksteal tests/test_run.py tests/test_files.py tests/test_checkpoints.py \

@@ -330,7 +330,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(start, tmp
     options = "--env-id Hopper-v5 --batch-size 64 --total-timesteps 400 --learning-starts 200"
     options += " --bandit-interval 50 --num-envs 2"
     command = f"{SCRIPT} {options} --save-model --seed"
-    processes = [start(f"{command} {seed}", fresh=n == 0) for n, seed in enumerate((3, 3, 4))]
+    processes = [start(f"{command} {seed}") for seed in (3, 3, 4)]
     for process in processes:
         assert process.wait() == 0, process.communicate()
     runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
