@@ -140,8 +140,8 @@ def mean_gain(rows):
     """The mean gain of some branches and half the width of its 95 % interval.
 
     It is -inf if one has diverged, NaN if there were too few episodes. With three seeds or more, the interval is
-    Student's between the means of the seeds. With fewer, it tells what chance is in the returns alone; branches of a
-    seed, which share the returns before them, count as one.
+    Student's between the means of the seeds. With fewer, it tells what chance is in the returns, or how far two seeds
+    are apart if that is more; branches of a seed, which share the returns before them, count as one.
     """
     if any(row["status"] == "diverged" for row in rows):
         return -math.inf, math.nan
@@ -153,7 +153,7 @@ def mean_gain(rows):
         width = student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means))
     else:
         variances = [np.mean([row["standard_error"] ** 2 for row in rows if row["seed"] == seed]) for seed in seeds]
-        width = 1.96 * math.sqrt(sum(variances)) / len(seeds)
+        width = 1.96 * max(math.sqrt(sum(variances)) / len(seeds), np.ptp(means) / 2)
     return np.mean(means), width
 
 

@@ -112,7 +112,8 @@ def test_a_folder_that_was_begun_with_something_else_is_refused(made, refused):
 def test_a_mean_is_one_of_seeds_and_a_rate_that_has_diverged_has_none():
     row = {"seed": 1, "status": "finished", "gain": 1.0, "standard_error": 0.5}
     assert landscape.mean_gain([row]) == pytest.approx((1.0, 0.98))
-    assert landscape.mean_gain([row, row | {"seed": 2, "gain": 2.0}]) == pytest.approx((1.5, 0.98 / math.sqrt(2)))
+    assert landscape.mean_gain([row, row | {"seed": 2, "gain": 1.2}]) == pytest.approx((1.1, 0.98 / math.sqrt(2)))
+    assert landscape.mean_gain([row, row | {"seed": 2, "gain": 4.0}]) == pytest.approx((2.5, 1.96 * 1.5))
     others = [row | {"gain": 3.0}, row | {"seed": 2, "gain": 4.0}, row | {"seed": 3, "gain": 3.0}]
     assert landscape.mean_gain([row, *others]) == pytest.approx((3.0, 4.30265 / math.sqrt(3)), rel=1e-5)  # of 2, 4, 3
     assert landscape.mean_gain([row, row | {"status": "diverged", "gain": math.nan}])[0] == -math.inf
