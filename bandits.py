@@ -281,6 +281,7 @@ class Rounds:
 
     def start_observation(self):
         self.timesteps, self.reward, self.returns = 0, 0.0, []  # so far
+        self._is_over = None  # found when it is asked for, at every timestep in some scripts
 
     def begin(self, progress=0.0):
         """Start a round: every bandit draws its arm. `progress` is the share of the training that is over."""
@@ -315,6 +316,11 @@ class Rounds:
     @property
     def is_over(self):
         """Whether the round has had its interval."""
+        if self._is_over is None:
+            self._is_over = self._find_whether_it_is_over()
+        return self._is_over
+
+    def _find_whether_it_is_over(self):
         if self._interval != "auto":
             return sum(self.durations) >= self._interval
         if not 2 <= len(self.observations) < 8:
@@ -334,10 +340,12 @@ class Rounds:
         """
         if not self._rollback or len(self.observations) < 2 or not self.before:
             return False
+        worst = min(self.before)
+        if max(self.observations[-2:]) >= worst:
+            return False
         changes = list(self.changes)
         changes.remove(max(changes[-len(self.observations) :]))
         beyond_noise = (4 + 4 / len(changes)) * self.noise(changes) if len(changes) > 1 else math.inf
-        worst = min(self.before)
         return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.lowest_before) / 2)
 
     def close(self):

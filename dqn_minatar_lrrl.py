@@ -209,8 +209,8 @@ def main(argv=None):
     checkpoint = load_checkpoint(args)
 
     # SET UP
-    torch.manual_seed(args.seed)  # for initial weights (and IQN's quantiles); `rng` or the bandit draws all else
-    torch.set_flush_denormal(True)  # dead ReLUs leave numbers that small in Adam's moments, which slow it down sixfold
+    torch.manual_seed(args.seed)  # for initial weights; `rng` or the bandit draws all else
+    torch.set_flush_denormal(True)  # dead ReLUs leave numbers that small in the optimizer's moments, which slow it down
     torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -283,8 +283,8 @@ def main(argv=None):
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
-            num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
-            num_updates *= global_step > args.learning_starts
+            learnt_until = max(previous_step, args.learning_starts)
+            num_updates = max(global_step // args.train_frequency - learnt_until // args.train_frequency, 0)
             rounds.earn(rewards.sum(), args.num_envs, [episodic_return for episodic_return, _ in games.episodes])
             if rounds.has_collapsed:
                 undo_round(global_step, "performance has collapsed")

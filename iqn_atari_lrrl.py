@@ -118,9 +118,9 @@ class QNetwork(nn.Module):
 
     def __init__(self, num_actions, num_quantile_samples, padding="same"):
         super().__init__()
-        relu, same = nn.ReLU(inplace=True), padding == "same"  # as in TensorFlow: 1 pixel before, 2 after in the second
-        layers = [nn.Conv2d(4, 32, 8, 4, 2 * same), relu, *[nn.ZeroPad2d((1, 2, 1, 2))] * same]
-        layers += [nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1, 1 * same), relu]  # kernel, stride, padding
+        relu, same = nn.ReLU(inplace=True), padding == "same"  # Conv2d takes kernel, stride, padding
+        layers = [nn.Conv2d(4, 32, 8, 4, 2 * same), relu, *[nn.ZeroPad2d((1, 2, 1, 2))] * same]  # as TensorFlow does
+        layers += [nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3, 1, 1 * same), relu]
         self.features = nn.Sequential(*layers, nn.Flatten())
         size = 7744 if same else 3136
         self.embedding = nn.Sequential(nn.Linear(64, size), relu)
@@ -354,8 +354,8 @@ def main(argv=None):
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
-            num_updates = global_step // args.train_frequency - previous_step // args.train_frequency
-            num_updates *= global_step > args.learning_starts
+            learnt_until = max(previous_step, args.learning_starts)
+            num_updates = max(global_step // args.train_frequency - learnt_until // args.train_frequency, 0)
             earned = rewards if args.bandit_feedback == "raw-reward" else clipped_rewards
             rounds.earn(earned.sum(), args.num_envs, [episodic_return for episodic_return, _ in games.episodes])
             if rounds.has_collapsed:

@@ -247,11 +247,12 @@ def test_the_target_network_is_copied_at_its_period_and_at_no_other_time(train, 
         assert updates.targets[n] == expected, updates.at[n]
 
 
-@pytest.mark.parametrize("num_envs", [1, 2, 4, 16])
-def test_many_games_keep_the_replay_ratio(num_envs, train, updates, monkeypatch):
+@pytest.mark.parametrize(("num_envs", "learning_starts"), [(1, 70), (2, 64), (4, 70), (16, 64), (16, 70)])
+def test_many_games_keep_the_replay_ratio(num_envs, learning_starts, train, updates, monkeypatch):
     play(monkeypatch, TinyGame(num_envs))
-    train(dqn.main, f"{SMALL} --bandit uniform --total-timesteps 320 --learning-starts 64 --num-envs {num_envs}")
-    assert len(updates.at) == (320 - 64) // 4
+    options = f"--bandit uniform --total-timesteps 320 --learning-starts {learning_starts} --num-envs {num_envs}"
+    train(dqn.main, f"{SMALL} {options}")
+    assert len(updates.at) == 320 // 4 - learning_starts // 4
 
 
 def test_a_lost_life_ends_a_return_only_where_the_preset_says_so(train, monkeypatch):
