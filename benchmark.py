@@ -41,7 +41,7 @@ from lrrl_utils.scripts import (
     try_out,
     wait_until_free,
 )
-from lrrl_utils.terminal import reject, say
+from lrrl_utils.terminal import handle_signals, reject, say
 
 SET_HERE = {"env_id", "seed", "run_dir", "resume", "checkpoint_interval"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -386,8 +386,7 @@ def work(args, jobs):
         raise SystemExit
 
     ray = start_ray(args)
-    for signum in SIGNALS:
-        signal.signal(signum, stop)  # after Ray has set its own
+    handle_signals(SIGNALS, stop)  # after Ray has set its own
     try:
         failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
         for job in jobs:

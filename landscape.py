@@ -32,7 +32,7 @@ from lrrl_utils.measures import read_csv
 from lrrl_utils.ranges import Count, Rate, Seed
 from lrrl_utils.scripts import (
     DIVERGED,
-    ENDED,
+    has_ended_beyond,
     last_line,
     reserve,
     split_command,
@@ -119,7 +119,7 @@ def gain_of(before, after, length):
 def measure_branch(args, seed, moment, learning_rate, branch_seed):
     """Train a branch, unless that was done; returns its row of the table, a dict."""
     folder = args.folder / "branches" / f"{seed}_{moment}_{learning_rate:g}_{branch_seed}"
-    if status_of(folder) not in ENDED or read_json(folder / "summary.json")["global_step"] <= moment:
+    if not has_ended_beyond(folder, moment):
         snapshot = args.folder / "snapshots" / f"{seed}_{moment}"
         start_branch(snapshot, folder, learning_rate, (seed, moment, branch_seed))
         train(args, folder.name, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
@@ -239,6 +239,8 @@ def main(argv=None):
     ((theirs, refused),) = try_out([(script, options)])
     if refused:
         reject(f"--command {args.command}: {refused}")
+    if theirs.get("exploration_fraction") is not None:
+        reject(f"--command {args.command}: ε must not depend on the length of a run; give --exploration-steps instead")
     args.has_replay = "keep_replay" in theirs
     rollout = theirs.get("num_envs", 1) * theirs.get("num_steps", 1)
     for option, timesteps in (("length", args.length), *(("moments", moment) for moment in args.moments)):

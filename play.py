@@ -32,20 +32,26 @@ NO_SCREEN = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.env
 @dataclass
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]  # a run folder with a model.pt
+    env_id: str | None = None  # the run's task, once more, if it is code that Python would import: whether you trust it
     episodes: Count = 1  # episodes to play
     # whether to record videos and show nothing; games are always recorded (default: on a machine without a screen)
     record: bool = NO_SCREEN
 
 
-def load_run(folder):
-    """The script that a run was made by, its arguments, its model; or `reject` the folder."""
+def load_run(folder, env_id=None):
+    """The script that a run was made by, its arguments, its model; or `reject` the folder. See `Args.env_id`."""
     with reject_errors(f"FOLDER {folder}"):
         config = read_json(folder / "config.json")
         file = next(iter(config.get("code", {config.get("exp_name", "") + ".py": ""})))
         if not (Path(file).name == file and Path(__file__).with_name(file).is_file()):
             reject(f"FOLDER {folder}: was made by {file!r}, which is not beside {Path(__file__).name}")
-        if ":" in config["env_id"]:
-            reject(f"FOLDER {folder}: its task {config['env_id']!r} is code that Python would import")
+        if env_id not in (config["env_id"], None):
+            reject(f"--env-id {env_id}: the run has {config['env_id']}")
+        if ":" in config["env_id"] and not env_id:
+            reject(
+                f"FOLDER {folder}: its task is code that Python would import; "
+                f"if you trust it, add --env-id {config['env_id']}"
+            )
         with open(open_regular(folder / "model.pt"), "rb") as model:
             model = torch.load(model, map_location="cpu", weights_only=True)
     return importlib.import_module(Path(file).stem), SimpleNamespace(**config), model
@@ -110,7 +116,7 @@ def play_game(args, script, options, model):
 
 def main(argv=None):
     args = parse_args(Args, argv)
-    script, options, model = load_run(args.folder)
+    script, options, model = load_run(args.folder, args.env_id)
     play = play_game if "q_network" in model else play_task
     returns = play(args, script, options, model)
     has_videos = args.record or play is play_game

@@ -149,6 +149,12 @@ class AtariGames:
         seed, *actions = self.film
         self.film = []
         say(f"filming game {self.game}, {len(actions)} timesteps")
+        try:
+            self.write_film(seed, actions)
+        except OSError as error:  # as with any other log, that is no reason to stop
+            say(f"game {self.game} cannot be filmed: {error.strerror or error}", "stderr")
+
+    def write_film(self, seed, actions):
         self._folder.mkdir(exist_ok=True)
         path = str(self._folder / f"game-{self.game}.mp4")
         video = imageio_ffmpeg.write_frames(path, self.SCREEN, fps=15, macro_block_size=2)

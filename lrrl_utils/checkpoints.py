@@ -120,6 +120,8 @@ def write_checkpoint(folder, descriptor, checkpoint):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may only show here
         if path.exists():
             previous.unlink(missing_ok=True)
             try:

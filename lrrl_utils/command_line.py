@@ -38,7 +38,7 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
     "autotune": {"alpha": (False,), "alpha_lr_ratio": (True,)},
     "bandit_scope": {"policy_lr_ratio": ("joint", "critic")},
 }
-MAY_CHANGE = (  # when a run is resumed: no step depends on them
+MAY_CHANGE = (  # when a run is resumed: no step depends on them, but for games, which get a new seed if they are filmed
     *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
     *("capture_video", "keep_replay"),
 )

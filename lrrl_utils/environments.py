@@ -25,7 +25,7 @@ def make_env(args, render=None, bounded=False):
     if render:
         import torch._dynamo  # noqa: F401  it loads Triton, which crashes if a software renderer has loaded its LLVM before
 
-        with reject_errors("--capture-video"):
+        with reject_errors("--capture-video" if args.capture_video else "rendering"):
             env.reset(seed=args.seed)
             env.render()
     if len(env.observation_space.shape or ()) != 1:

@@ -72,7 +72,7 @@ def parse_words(args_class, argv, presets=None):
         instead = ELSEWHERE.get(option, "")
         if option not in names and given_options(instead.split()) & names:
             reject(f"{option_name(option)}: is no option here; use {instead}")
-        if "," in value and tuple in map(get_origin, kinds):
+        if "," in value and tuple in map(get_origin, kinds) and str not in kinds:
             reject(f"{option_name(option)} {value}: must be separated by spaces, like {value.replace(',', ' ')}")
         is_whole = re.fullmatch(r"\d+(\.\d+)?e\+?\d+", value, re.IGNORECASE) and float(value).is_integer()
         words.append(f"{name}{equals}{int(float(value))}" if is_whole and int in kinds else word)  # 1e6 timesteps

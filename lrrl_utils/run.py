@@ -32,7 +32,7 @@ from lrrl_utils.files import lock, read_json
 from lrrl_utils.logs import Logs
 from lrrl_utils.measures import area_under_curve, final_return, shown_rate
 from lrrl_utils.origin import describe_origin
-from lrrl_utils.terminal import reject, say
+from lrrl_utils.terminal import handle_signals, reject, say
 
 PROGRESS_SECONDS = 5  # between updates of summary.json, and between progress lines where there is no terminal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
@@ -117,8 +117,14 @@ class Run(Logs):
             if not self.signal:  # only that: whatever is going on here may hold a lock
                 self.signal, self.signal_time = signum, time.monotonic()
 
-        self.handlers = {signum: signal.signal(signum, stop) for signum in SIGNALS}
-        threading.excepthook = lambda failure: self.note_problem("TensorBoard's events", failure.exc_value)
+        def note_failure(failure):
+            if type(failure.thread).__module__.startswith("tensorboard"):
+                self.note_problem("TensorBoard's events", failure.exc_value)
+            else:
+                threading.__excepthook__(failure)
+
+        self.handlers = handle_signals(SIGNALS, stop)
+        threading.excepthook = note_failure
         try:
             self.open_logs()
         except BaseException:

@@ -160,6 +160,12 @@ def status_of(folder):
         return None
 
 
+def has_ended_beyond(folder, timestep):
+    """Whether a run that was branched at `timestep` has ended; the summary of one that diverged may be older."""
+    status = status_of(folder)
+    return status == "diverged" or status == "finished" and read_json(folder / "summary.json")["global_step"] > timestep
+
+
 def step_of(folder):
     """The timestep of the last checkpoint in a run folder, 0 without one."""
     import torch  # takes long, and a program that only starts scripts needs it nowhere else

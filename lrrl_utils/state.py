@@ -103,7 +103,7 @@ def _attributes(x):
 
 def _restored(now, then):
     """`now` brought back to `then` if it can change, else what `then` was taken from."""
-    if now is None or isinstance(now, (bool, int, float, str, tuple, np.generic)):
+    if now is None or then is None or isinstance(now, (bool, int, float, str, tuple, np.generic)):
         return revive(then)
     if isinstance(now, np.ndarray) and np.shape(revive(then)) != now.shape:
         return revive(then)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -32,6 +33,12 @@ def open_terminal():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal may not know a λ
+
+
+def handle_signals(signums, handler):
+    """Install `handler`, but for a SIGHUP that `nohup` has told this process to ignore; {signum: handler before}."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return {x: signal.signal(x, handler) for x in signums if not (x == signal.SIGHUP and ignored)}
 
 
 def option_name(name):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from lrrl_utils.files import read_json, write_json
 from lrrl_utils.measures import read_csv
 from lrrl_utils.scripts import (
-    ENDED,
+    has_ended_beyond,
     hide_gpus,
     last_line,
     lock_when_free,
@@ -65,7 +65,7 @@ def find_stretch(plan, folder, i):
     """The run folder in `folder` if it has come to the end of stretch `i`, else None."""
     for run in folder.glob("*/"):
         wait_until_free(run)
-        if status_of(run) in ENDED and read_json(run / "summary.json")["global_step"] > plan["moments"][i]:
+        if has_ended_beyond(run, plan["moments"][i]):
             return run
     return None
 

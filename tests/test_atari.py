@@ -215,6 +215,14 @@ def test_a_film_is_in_colour_and_of_the_size_of_the_screen(tmp_path):
     assert len(pictures) == 30 and redness.max() > 50  # Breakout has red bricks and blue ones
 
 
+def test_a_film_that_cannot_be_written_ends_nothing(tmp_path, capsys):
+    games = AtariGames(dqn.Args(capture_video=True), 1, np.random.default_rng(0))
+    games.record_videos(tmp_path / "gone" / "videos")
+    play(games, 30, np.random.default_rng(1))
+    games.close()
+    assert "game 1 cannot be filmed: No such file or directory" in capsys.readouterr().err
+
+
 # --- evaluation and memory --------------------------------------------------------------------------------------------
 
 

@@ -218,15 +218,26 @@ def test_a_full_disk_ends_the_checkpoints_and_not_the_training(start, tmp_path):
     assert not [*run.path.glob("*checkpoint*")]
 
 
-def test_a_checkpoint_that_fails_leaves_those_before(train, monkeypatch, tmp_path):
-    save, saved = torch.save, []
+@pytest.mark.parametrize("where", ["while it is written", "when it is flushed"])
+def test_a_checkpoint_that_fails_leaves_those_before(where, train, monkeypatch, tmp_path):
+    save, fsync, saved, flushed = torch.save, os.fsync, [], []
 
-    def fail(checkpoint, file):
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_or_fail(checkpoint, file):
         saved.append(save(checkpoint, file))
-        if len(saved) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if len(saved) == 3 and where == "while it is written":
+            fail()
 
-    monkeypatch.setattr(torch, "save", fail)
+    def flush_or_fail(descriptor):
+        if len(saved) == 3 and not flushed and where == "when it is flushed":
+            flushed.append(descriptor)
+            fail()
+        fsync(descriptor)
+
+    monkeypatch.setattr(torch, "save", save_or_fail)
+    monkeypatch.setattr(os, "fsync", flush_or_fail)
     run = train(ppo.main, f"{PENDULUM} --total-timesteps 1024")
     assert run.summary["status"] == "finished" and len(saved) == 3
     assert [last_step(run.path, name) for name in BOTH] == [256, 128]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import landscape
+from lrrl_utils.files import write_json
+from lrrl_utils.scripts import has_ended_beyond
 from tests.processes import train_forked
 
 COMMAND = "ppo_continuous_lrrl.py --env-id Pendulum-v1 --num-steps 200 --num-minibatches 4 --update-epochs 1"
@@ -96,6 +98,15 @@ def test_a_branch_that_was_cut_short_is_made_again_to_the_byte(made):
     assert (folder / "episodes.csv").read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("status", "step", "ended"),
+    [("finished", 800, True), ("finished", 400, False), ("diverged", 400, True), ("interrupted", 800, False)],
+)
+def test_a_branch_has_ended_beyond_its_moment_or_has_diverged(status, step, ended, tmp_path):
+    write_json(tmp_path / "summary.json", {"status": status, "global_step": step})
+    assert has_ended_beyond(tmp_path, 400) == ended
+
+
 def test_the_rates_of_a_run_are_drawn_on_top(made):
     before = matplotlib.image.imread(made / "landscape.png")
     (parent,) = made.glob("parents/7/*/")
@@ -140,6 +151,7 @@ def test_a_gain_needs_two_episodes_on_both_sides():
         (["--command", f"{COMMAND} --seed 3"], "seed is set here"),
         (["--command", f"{COMMAND} --lr-control linear"], "lr-control is set here"),
         (["--command", f"{COMMAND} --gamma 2"], "--gamma"),
+        (["--command", "dqn_atari_lrrl.py --preset cleanrl"], "give --exploration-steps instead"),
         (["--moments", "0"], "[1, inf)"),
         (["--learning-rates", "-1"], "--learning-rates"),
         (

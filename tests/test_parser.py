@@ -32,6 +32,7 @@ class Args:
     # of two lines,
     size: float = 1.0
     entity: str | None = None
+    names: tuple[str, ...] = ()  # some names
 
     # LEARNING RATE
     learning_rate: Rate = 1.0  # a rate
@@ -98,6 +99,10 @@ def test_words_become_values_of_their_types(line, values):
     args = parse_words(Args, line.split())
     assert args == Args(**values)
     assert all(type(getattr(args, name)) is type(value) for name, value in values.items())
+
+
+def test_a_name_may_have_commas():
+    assert parse_words(Args, ["--names", "a, b", "c"]).names == ("a, b", "c")
 
 
 def test_presets_are_other_defaults_that_given_options_win_over():

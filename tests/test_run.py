@@ -236,6 +236,18 @@ def test_a_signal_sets_a_flag_and_the_run_ends_where_it_asks_for_it(tmp_path):
     assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
 
 
+def test_nohup_keeps_a_run_from_ending_with_its_terminal(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with new_run(tmp_path) as a_run:
+            signal.raise_signal(signal.SIGHUP)
+            a_run.end_step(1)
+            assert a_run.signal is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("second", "seconds"), [(signal.SIGINT, 0), (signal.SIGTERM, 1.5)])
 def test_a_second_signal_does_not_wait(second, seconds, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end, new_run(tmp_path):
@@ -366,6 +378,15 @@ def test_after_ctrl_c_no_process_is_left(start, tmp_path):
     assert process.wait(60) == 130
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert children and not alive
+
+
+def test_an_error_in_a_thread_of_the_environment_is_shown_and_costs_no_log(tmp_path, capsys):
+    with new_run(tmp_path) as a_run:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        assert not a_run.problems
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_what_a_script_must_close_is_closed_however_the_run_ends(tmp_path):

@@ -215,6 +215,17 @@ def test_undo_goes_back_to_what_was_kept_as_often_as_it_is_asked_to(name):
         assert plain(capture(objects)) == kept
 
 
+def test_undo_forgets_what_was_not_there_when_it_was_kept():
+    statistics = Statistics(2)
+    statistics.recent, statistics.best, statistics.extra = [[1.0]], None, None
+    undoable = Undoable(statistics)
+    undoable.keep()
+    statistics.recent += [[2.0], {"a": 1}, torch.zeros(2)]
+    statistics.best, statistics.extra = {"a": 1}, torch.zeros(2)
+    undoable.undo()
+    assert (statistics.recent, statistics.best, statistics.extra) == ([[1.0]], None, None)
+
+
 def test_there_is_no_undoing_before_anything_was_kept():
     with pytest.raises(RuntimeError, match="keep"):
         make_undoable()[0].undo()
