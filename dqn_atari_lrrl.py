@@ -144,19 +144,22 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
-    slot = [("frame", "u1", (84, 84)), ("age", "u1"), ("action", "u1"), ("reward", "f4")]
-    dtype = np.dtype([*slot, ("termination", "?"), ("truncation", "?"), ("final", "?")])
+    fields = [
+        ("age", "u1"),
+        ("action", "u1"),
+        ("reward", "f4"),
+        ("termination", "?"),
+        ("truncation", "?"),
+        ("final", "?"),
+    ]
+    dtype = np.dtype([("frame", "u1", (84, 84)), *fields])  # age: how many frames of the stack, up to 3, are older ones
 
     def __init__(self, args, buffer_size, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
         self.rings, self.capacity = args.num_envs, buffer_size // args.num_envs
         self.frames = torch.empty((args.num_envs * self.capacity + 1, 84, 84), dtype=torch.uint8, device=frames_device)
         self.frames[-1] = 0  # the black frame that stands for those before the start of a game
-        shape = (args.num_envs, self.capacity)
-        self.age = np.zeros(shape, np.uint8)  # how many frames of the stack, up to 3, are older ones of the same game
-        self.actions = np.zeros(shape, np.uint8)
-        self.rewards = np.zeros(shape, np.float32)
-        self.terminations, self.truncations, self.final = (np.zeros(shape, bool) for _ in range(3))
+        self.slots = np.zeros((args.num_envs, self.capacity), self.fields)
         self.count = np.zeros(args.num_envs, np.int64)  # of all slots ever written
         self.journal = None  # called with a game, an index and a slot
 
@@ -180,16 +183,14 @@ class ReplayBuffer:
         place = envs, t % self.capacity
         indices = torch.from_numpy(place[0] * self.capacity + place[1]).to(self.frames.device)
         self.frames[indices] = torch.from_numpy(slots["frame"]).to(self.frames.device)
-        self.age[place], self.actions[place], self.rewards[place] = slots["age"], slots["action"], slots["reward"]
-        self.terminations[place], self.truncations[place] = slots["termination"], slots["truncation"]
-        self.final[place] = slots["final"]
+        self.slots[place] = slots[[name for name, _ in self.fields]]
         np.maximum.at(self.count, np.broadcast_to(envs, t.shape), t + 1)
 
     def stack(self, envs, t):
         """Where the 4 frames of the `t`-th observation of `envs` are, (k, 4); t counts as `self.count` does."""
         older = np.array([3, 2, 1, 0])
         frames = envs[:, None] * self.capacity + (t[:, None] - older) % self.capacity
-        return np.where(self.age[envs, t % self.capacity][:, None] >= older, frames, len(self.frames) - 1)
+        return np.where(self.slots["age"][envs, t % self.capacity][:, None] >= older, frames, len(self.frames) - 1)
 
     def sample(self, rng, batch_size):
         """Uniform transitions, as tensors: observations, actions, n-step returns, observations after them, discounts.
@@ -199,20 +200,20 @@ class ReplayBuffer:
         oldest = np.where(self.count > self.capacity, self.count - self.capacity + 3, 0)  # whose whole stack is there
         envs = rng.integers(len(self.count), size=batch_size)
         t = rng.integers(oldest[envs], self.count[envs] - self.n)
-        while (final := self.final[envs, t % self.capacity]).any():  # nothing follows a final observation
+        while (final := self.slots["final"][envs, t % self.capacity]).any():  # nothing follows a final observation
             t[final] = rng.integers(oldest[envs[final]], self.count[envs[final]] - self.n)
 
-        window = envs[:, None], (t[:, None] + np.arange(self.n)) % self.capacity
-        ends = self.terminations[window] | self.truncations[window]
-        reached = np.cumsum(ends, axis=1) - ends == 0  # (batch, n): no end came before this step
+        window = self.slots[envs[:, None], (t[:, None] + np.arange(self.n)) % self.capacity]  # (batch, n)
+        ends = window["termination"] | window["truncation"]
+        reached = np.cumsum(ends, axis=1) - ends == 0  # no end came before this step
         steps = reached.sum(1)
-        rewards = (self.rewards[window] * reached * self.gamma ** np.arange(self.n)).sum(1)
-        discounts = self.gamma**steps * ~(self.terminations[window] & reached).any(1)
+        rewards = (window["reward"] * reached * self.gamma ** np.arange(self.n)).sum(1)
+        discounts = self.gamma**steps * ~(window["termination"] & reached).any(1)
 
         indices = torch.from_numpy(np.concatenate([self.stack(envs, t), self.stack(envs, t + steps)]).ravel())
         frames = self.frames.index_select(0, indices.to(self.frames.device)).view(2, batch_size, 4, 84, 84)
         obs, next_obs = frames.to(self.device, non_blocking=True)
-        others = (self.actions[envs, t % self.capacity].astype(np.int64), *np.float32([rewards, discounts]))
+        others = (window["action"][:, 0].astype(np.int64), *np.float32([rewards, discounts]))
         actions, rewards, discounts = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in others)
         return obs, actions, rewards, next_obs, discounts
 
