@@ -148,11 +148,9 @@ class ReplayBuffer:
         ("age", "u1"),
         ("action", "u1"),
         ("reward", "f4"),
-        ("termination", "?"),
-        ("truncation", "?"),
-        ("final", "?"),
-    ]
-    dtype = np.dtype([("frame", "u1", (84, 84)), *fields])  # age: how many frames of the stack, up to 3, are older ones
+    ]  # age: how many frames of the stack, up to 3, are older
+    fields += [("termination", "?"), ("truncation", "?"), ("final", "?")]
+    dtype = np.dtype([("frame", "u1", (84, 84)), *fields])
 
     def __init__(self, args, buffer_size, frames_device, device):
         self.n, self.gamma, self.device = args.update_horizon, args.gamma, device
