@@ -144,11 +144,8 @@ class ReplayBuffer:
     stays in NumPy, as do the draws. Memory is taken as the rings fill (on a GPU, all at once).
     """
 
-    fields = [
-        ("age", "u1"),
-        ("action", "u1"),
-        ("reward", "f4"),
-    ]  # age: how many frames of the stack, up to 3, are older
+    # age: how many frames of the stack, up to 3, are older ones of the same game
+    fields = [("age", "u1"), ("action", "u1"), ("reward", "f4")]
     fields += [("termination", "?"), ("truncation", "?"), ("final", "?")]
     dtype = np.dtype([("frame", "u1", (84, 84)), *fields])
 
