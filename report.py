@@ -33,7 +33,15 @@ from lrrl_utils.figures import (
 )
 from lrrl_utils.page import write_page
 from lrrl_utils.runs import clean, read_records, select_runs
-from lrrl_utils.scales import final_returns, find_scales, find_sweep, names_of, normalized_returns, tasks_of
+from lrrl_utils.scales import (
+    final_returns,
+    find_scales,
+    find_sweep,
+    names_of,
+    normalized_returns,
+    tasks_of,
+    what_a_sweep_brings,
+)
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject, say
@@ -113,6 +121,22 @@ def make_normalized_table(variants, returns, baselines=()):
             record |= as_record("normalised" if baseline is None else f"normalised minus {baseline}", estimate)
         table.rows.append(row)
         table.records.append(record)
+    return table
+
+
+def make_sweep_table(sweep, brought, variants):
+    """What it brings to try so many of the constant rates `sweep` with a run each and to keep the best."""
+    cost = np.mean([count_timesteps(variants[task, name][0]) for name in sweep for task in tasks_of(variants)])
+    table = Table(
+        ["constant rates tried", "timesteps on each task", "normalised final return of the best: IQM [95 %]"], 0
+    )
+    for tried, estimate in enumerate(brought, 1):
+        timesteps = round(tried * cost)
+        has_interval = np.isfinite(estimate).all()  # with three seeds or more
+        text = show_interval(*estimate, "{:.2f}".format) if has_interval else f"{estimate[0]:.2f}"
+        table.rows.append([str(tried), show_timesteps(timesteps), text])
+        record = {"task": "all", "variant": f"best of {tried} constant rates", "timesteps": timesteps}
+        table.records.append(record | as_record("normalised", estimate))
     return table
 
 
@@ -213,6 +237,9 @@ def write_report(args, variants, warnings, left_out, output):
         scales = find_scales(variants)
         returns = normalized_returns(variants, scales)
         tables.append(make_normalized_table(variants, returns, args.baseline))
+        if sweep := find_sweep(variants, returns):
+            brought = what_a_sweep_brings(returns, sweep)
+            tables.append(make_sweep_table(sweep, brought, variants))
     if args.baseline:
         improvement_table, improvements = make_improvement_table(variants, args.baseline)
         tables.append(improvement_table)
@@ -229,8 +256,8 @@ def write_report(args, variants, warnings, left_out, output):
     figures = [plot_learning_curves(variants, output)]
     if args.normalize:
         figures += [plot_overall_curves(variants, scales, output), plot_profiles(returns, variants, output)]
-        if sweep := find_sweep(variants, returns):
-            figures.append(plot_costs(returns, sweep, variants, output))
+        if sweep:
+            figures.append(plot_costs(returns, sweep, brought, variants, output))
     if args.baseline and improvements:
         figures.append(plot_improvements(improvements, variants, output))
     if find_bandits(variants):

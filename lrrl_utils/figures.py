@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from lrrl_utils.measures import shown_rate
 from lrrl_utils.scales import first_update, names_of, pair_tasks, tasks_of
-from lrrl_utils.statistics import best_of, interquartile_curve, interquartile_mean, performance_profile
+from lrrl_utils.statistics import interquartile_curve, interquartile_mean, performance_profile
 from lrrl_utils.variants import count_timesteps
 
 CURVE_POINTS = 60
@@ -141,17 +141,17 @@ def plot_profiles(returns, variants, folder):
 
 
 @plt.rc_context(STYLE)
-def plot_costs(returns, sweep, variants, folder):
-    """What runs cost in timesteps and bring in normalised return, beside a sweep over the constant rates `sweep`."""
+def plot_costs(returns, sweep, brought, variants, folder):
+    """What runs cost in timesteps and bring in normalised return, beside a sweep over the constant rates `sweep`.
+
+    `brought` is that of `what_a_sweep_brings`.
+    """
     costs = {name: [count_timesteps(variants[task, name][0]) for task in tasks_of(variants)] for name in returns}
     others = [name for name in returns if name not in sweep and returns[name]]
     figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=[*others, "sweep"])
-    tried = np.arange(1, len(sweep) + 1)
-    seeds = sorted(set.intersection(*(set(returns[name]) for name in sweep)))
-    estimates = [best_of([[returns[name][seed] for seed in seeds] for name in sweep], n) for n in tried]
-    x = tried * np.mean([costs[name] for name in sweep])
+    x = np.arange(1, len(sweep) + 1) * np.mean([costs[name] for name in sweep])
     lines = {
-        f"the best of 1 to {len(sweep)} constant rates": draw_band(axis, x, zip(*estimates), color="black", marker=".")
+        f"the best of 1 to {len(sweep)} constant rates": draw_band(axis, x, zip(*brought), color="black", marker=".")
     }
     for i, name in enumerate(others):
         beside = x[0] * min(0.04, 0.3 / len(others)) * (i - (len(others) - 1) / 2)  # many cost the same

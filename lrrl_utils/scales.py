@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lrrl_utils.statistics import best_of
 from lrrl_utils.terminal import reject
 
 
@@ -72,6 +73,13 @@ def normalized_returns(variants, scales):
         scores = {seed: np.array([run.summary["final_return"] for run in of_seed]) for seed, of_seed in runs.items()}
         returns[variant] = {seed: (x - zeros) / (ones - zeros) for seed, x in scores.items()}
     return returns
+
+
+def what_a_sweep_brings(returns, sweep):
+    """[(IQM, low, high), …] of trying 1, 2, … of the constant rates `sweep`, a run each; see `statistics.best_of`."""
+    seeds = sorted(set.intersection(*(set(returns[name]) for name in sweep)))
+    scores = [[returns[name][seed] for seed in seeds] for name in sweep]
+    return [best_of(scores, tried) for tried in range(1, len(sweep) + 1)]
 
 
 def find_sweep(variants, returns):

@@ -107,7 +107,7 @@ def test_figures_are_there_as_pictures_with_texts_and_as_files(page, study):
 
 def test_it_has_every_run_and_every_gap(page):
     *tables, missing, left_out, runs = page.tables
-    assert len(tables) == 3 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
+    assert len(tables) == 4 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
     assert runs[0][:8] == [f"{x} ↕".removesuffix(" ↕") for x in runs[0][:8]] and "lr_control" in runs[0]
     assert "num_steps" not in runs[0] and "num_steps" in page.text  # shared by all
     known = {row[0].split("__")[1]: row[2:] for row in left_out[1:]}

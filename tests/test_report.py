@@ -141,6 +141,18 @@ def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
     assert sweep() == ["constant 0.0003", "constant 0.01"]
 
 
+def test_the_table_of_a_sweep_has_what_the_best_of_so_many_rates_costs_and_brings(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        for rate, final_return in ((1e-3, 100.0), (1e-2, 50.0)):
+            options = {"lr_control": "constant", "learning_rate": rate, "num_envs": 1, "num_steps": 100}
+            write_run(tmp_path, "Hopper-v5", seed, final_return, **options)
+    report.main([str(tmp_path), "--normalize", "--no-figures"])
+    untrained = 0.1 * 75
+    of_one = (1 + (50 - untrained) / (100 - untrained)) / 2
+    rows = [f"| 1 | 1k | {of_one:.2f} [{of_one:.2f}, {of_one:.2f}] |", "| 2 | 2k | 1.00 [1.00, 1.00] |"]
+    assert capsys.readouterr().out.splitlines()[-2:] == rows
+
+
 def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, capsys):
     for seed in (1, 2, 3):
         write_run(tmp_path, "A-v0", seed, 90.0 + 5 * seed, lr_control="constant", num_envs=2, num_steps=50)
