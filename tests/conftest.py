@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ PENDULUM += " --checkpoint-interval 128 --no-cuda --seed 7"
 hypothesis.settings.register_profile("any speed", deadline=None)
 hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)  # a test must not slow down on a machine that is busy
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if `nohup` had not started the tests
 
 
 @pytest.hookimpl(optionalhook=True)

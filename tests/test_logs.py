@@ -191,8 +191,8 @@ def test_rows_that_have_found_no_room_by_a_checkpoint_are_written_when_the_run_g
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_row(start, train, tmp_path):
-    options = f"{PENDULUM} --total-timesteps 6400 --checkpoint-interval 0"
-    process = start(f"ppo_continuous_lrrl.py {options}", limit=2000)
+    options = f"{PENDULUM} --total-timesteps 12800 --checkpoint-interval 0"
+    process = start(f"ppo_continuous_lrrl.py {options}", limit=4000)
     while "rounds.csv cannot be written" not in (line := process.stderr.readline()):
         assert line and process.poll() is None
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
