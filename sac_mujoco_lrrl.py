@@ -221,7 +221,7 @@ def main(argv=None):
     check(args, f"[{args.num_envs}, inf)", "bandit_interval")
     check(args, f"[{args.batch_size}, inf)", "buffer_size")
     args.total_timesteps -= args.total_timesteps % args.num_envs
-    check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})  # which of the two is to blame
+    check(args, f"[1, {args.learning_starts}]", *given & {"batch_size"})  # if it was given, it is to blame
     check(args, f"[{args.batch_size}, {args.total_timesteps})", "learning_starts")
     checkpoint = load_checkpoint(args)
 

@@ -63,6 +63,13 @@ class Logs:
             self.problems[name] = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
             say(f"{self.folder}: {name} cannot be written: {self.problems[name]}", "stderr")
 
+    def note_failure_of_thread(self, failure):
+        """Stands in for `threading.excepthook`: the threads of an environment are not TensorBoard's."""
+        if type(failure.thread).__module__.startswith("tensorboard"):
+            self.note_problem("TensorBoard's events", failure.exc_value)
+        else:
+            threading.__excepthook__(failure)
+
     def write_json(self, name, content):
         with self.may_fail(name):
             write_json(self.folder / name, content)

@@ -117,14 +117,8 @@ class Run(Logs):
             if not self.signal:  # only that: whatever is going on here may hold a lock
                 self.signal, self.signal_time = signum, time.monotonic()
 
-        def note_failure(failure):
-            if type(failure.thread).__module__.startswith("tensorboard"):
-                self.note_problem("TensorBoard's events", failure.exc_value)
-            else:
-                threading.__excepthook__(failure)
-
         self.handlers = handle_signals(SIGNALS, stop)
-        threading.excepthook = note_failure
+        threading.excepthook = self.note_failure_of_thread
         try:
             self.open_logs()
         except BaseException:
