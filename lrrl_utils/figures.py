@@ -17,6 +17,7 @@ from lrrl_utils.variants import count_timesteps
 CURVE_POINTS = 60
 RATE_BINS = 50
 COLORS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("tab20b").colors, *plt.get_cmap("tab20c").colors]
+MARKERS = "osD^vP*X<>hp"
 STYLE = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
 
 
@@ -148,19 +149,21 @@ def plot_costs(returns, sweep, brought, variants, folder):
     """
     costs = {name: [count_timesteps(variants[task, name][0]) for task in tasks_of(variants)] for name in returns}
     others = [name for name in returns if name not in sweep and returns[name]]
-    figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=[*others, "sweep"])
+    estimates = {name: interquartile_mean(list(returns[name].values())) for name in others}
+    figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=["sweep", *others][::2])
     x = np.arange(1, len(sweep) + 1) * np.mean([costs[name] for name in sweep])
-    lines = {
-        f"the best of 1 to {len(sweep)} constant rates": draw_band(axis, x, zip(*brought), color="black", marker=".")
-    }
+    band = draw_band(axis, x, zip(*brought), color="black", marker=".")
+    lines = {}
     for i, name in enumerate(others):
-        beside = x[0] * min(0.04, 0.3 / len(others)) * (i - (len(others) - 1) / 2)  # many cost the same
-        point, low, high = interquartile_mean(list(returns[name].values()))
-        color, errors = color_of(name, names_of(variants)), [[point - low], [high - point]]
-        lines[name] = axis.errorbar(np.mean(costs[name]) + beside, point, errors, fmt="o", color=color)
+        beside = x[0] * min(0.04, 0.5 / len(others)) * (i - (len(others) - 1) / 2)  # many cost the same
+        point, low, high = estimates[name]
+        style = {"color": color_of(name, names_of(variants)), "fmt": MARKERS[i % len(MARKERS)]}
+        lines[name] = axis.errorbar(np.mean(costs[name]) + beside, point, [[point - low], [high - point]], **style)
     axis.set(xlabel="timesteps of all runs that it takes", ylabel="normalised final return")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small")
+    from_the_top = sorted(lines, key=estimates.get, reverse=True)
+    lines = {f"the best of 1 to {len(sweep)} constant rates": band} | {name: lines[name] for name in from_the_top}
+    figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small", ncols=2)
     return save(figure, folder, "costs")
 
 
