@@ -34,6 +34,7 @@ from lrrl_utils.figures import (
 from lrrl_utils.page import write_page
 from lrrl_utils.runs import clean, read_records, select_runs
 from lrrl_utils.scales import (
+    beside_sweep,
     final_returns,
     find_scales,
     find_sweep,
@@ -124,19 +125,24 @@ def make_normalized_table(variants, returns, baselines=()):
     return table
 
 
-def make_sweep_table(sweep, brought, variants):
-    """What it brings to try so many of the constant rates `sweep` with a run each and to keep the best."""
-    cost = np.mean([count_timesteps(variants[task, name][0]) for name in sweep for task in tasks_of(variants)])
-    table = Table(
-        ["constant rates tried", "timesteps on each task", "normalised final return of the best: IQM [95 %]"], 0
-    )
-    for tried, estimate in enumerate(brought, 1):
-        timesteps = round(tried * cost)
+def make_sweep_table(returns, sweep, brought, variants):
+    """What it brings to try so many of the constant rates `sweep` with a run each and to keep the best; and a run of
+    each other variant, with the same seeds."""
+    costs = {
+        name: np.mean([count_timesteps(variants[task, name][0]) for task in tasks_of(variants)]) for name in returns
+    }
+    cost = np.mean([costs[name] for name in sweep])
+    rows = [(f"the best of {tried} constant rates", tried * cost, x) for tried, x in enumerate(brought, 1)]
+    for name, scores in beside_sweep(returns, sweep).items():
+        if name not in sweep:
+            rows.append((name, costs[name], interquartile_mean(list(scores.values()))))
+    table = Table(["with the seeds of the sweep", "timesteps on each task", "normalised final return: IQM [95 %]"], 1)
+    for name, timesteps, estimate in rows:
         has_interval = np.isfinite(estimate).all()  # with three seeds or more
         text = show_interval(*estimate, "{:.2f}".format) if has_interval else f"{estimate[0]:.2f}"
-        table.rows.append([str(tried), show_timesteps(timesteps), text])
-        record = {"task": "all", "variant": f"best of {tried} constant rates", "timesteps": timesteps}
-        table.records.append(record | as_record("normalised", estimate))
+        table.rows.append([name, show_timesteps(round(timesteps)), text])
+        record = {"task": "all", "variant": name, "timesteps": round(timesteps)}
+        table.records.append(record | as_record("normalised, with the seeds of the sweep", estimate))
     return table
 
 
@@ -239,7 +245,7 @@ def write_report(args, variants, warnings, left_out, output):
         tables.append(make_normalized_table(variants, returns, args.baseline))
         if sweep := find_sweep(variants, returns):
             brought = what_a_sweep_brings(returns, sweep)
-            tables.append(make_sweep_table(sweep, brought, variants))
+            tables.append(make_sweep_table(returns, sweep, brought, variants))
     if args.baseline:
         improvement_table, improvements = make_improvement_table(variants, args.baseline)
         tables.append(improvement_table)

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from lrrl_utils.measures import shown_rate
-from lrrl_utils.scales import first_update, names_of, pair_tasks, tasks_of
+from lrrl_utils.scales import beside_sweep, first_update, names_of, pair_tasks, tasks_of
 from lrrl_utils.statistics import interquartile_curve, interquartile_mean, performance_profile
 from lrrl_utils.variants import count_timesteps
 
@@ -143,20 +143,19 @@ def plot_profiles(returns, variants, folder):
 
 @plt.rc_context(STYLE)
 def plot_costs(returns, sweep, brought, variants, folder):
-    """What runs cost in timesteps and bring in normalised return, beside a sweep over the constant rates `sweep`.
+    """What runs with the seeds of a sweep over the constant rates `sweep` cost in timesteps, and bring, beside it.
 
     `brought` is that of `what_a_sweep_brings`.
     """
     costs = {name: [count_timesteps(variants[task, name][0]) for task in tasks_of(variants)] for name in returns}
-    others = [name for name in returns if name not in sweep and returns[name]]
-    estimates = {name: interquartile_mean(list(returns[name].values())) for name in others}
+    others = {name: scores for name, scores in beside_sweep(returns, sweep).items() if name not in sweep}
+    estimates = {name: interquartile_mean(list(scores.values())) for name, scores in others.items()}
     figure, (axis,), _ = make_panels(["over all tasks"], width=7.5, legend=["sweep", *others][::2])
     x = np.arange(1, len(sweep) + 1) * np.mean([costs[name] for name in sweep])
     band = draw_band(axis, x, zip(*brought), color="black", marker=".")
     lines = {}
-    for i, name in enumerate(others):
+    for i, (name, (point, low, high)) in enumerate(estimates.items()):
         beside = x[0] * min(0.04, 0.5 / len(others)) * (i - (len(others) - 1) / 2)  # many cost the same
-        point, low, high = estimates[name]
         style = {"color": color_of(name, names_of(variants)), "fmt": MARKERS[i % len(MARKERS)]}
         lines[name] = axis.errorbar(np.mean(costs[name]) + beside, point, [[point - low], [high - point]], **style)
     axis.set(xlabel="timesteps of all runs that it takes", ylabel="normalised final return")

@@ -73,6 +73,8 @@ def make_update(args, optimizer, gradients):
     def update(*inputs):
         values, to_log = gradients(*inputs)
         for parameter, value in zip(parameters, values, strict=True):
+            if value is not None and value.stride() != parameter.stride():
+                value = torch.empty_like(parameter).copy_(value)  # fused steps take both in the order of memory
             parameter.grad = value
         step()
         return to_log

@@ -25,7 +25,8 @@ FIGURES = {  # their titles, and what they show
     "costs": (
         "Costs",
         "What one run of each variant brings, and what it brings to try constant rates with a run each and to keep the "
-        "best. That one counts for its runs with other seeds, for the best of some runs has been lucky.",
+        "best. That one counts for its runs with other seeds, for the best of some runs has been lucky. All with the "
+        "seeds of the sweep.",
     ),
     "improvement": (
         "Probability of improvement",

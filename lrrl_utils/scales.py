@@ -75,10 +75,16 @@ def normalized_returns(variants, scales):
     return returns
 
 
+def beside_sweep(returns, sweep):
+    """The `returns` with those seeds alone that all constant rates of `sweep` have, of variants that have any."""
+    seeds = sorted(set.intersection(*(set(returns[name]) for name in sweep)))
+    shared = {name: {seed: scores[seed] for seed in seeds if seed in scores} for name, scores in returns.items()}
+    return {name: scores for name, scores in shared.items() if scores}
+
+
 def what_a_sweep_brings(returns, sweep):
     """[(IQM, low, high), …] of trying 1, 2, … of the constant rates `sweep`, a run each; see `statistics.best_of`."""
-    seeds = sorted(set.intersection(*(set(returns[name]) for name in sweep)))
-    scores = [[returns[name][seed] for seed in seeds] for name in sweep]
+    scores = [list(scores.values()) for name, scores in beside_sweep(returns, sweep).items() if name in sweep]
     return [best_of(scores, tried) for tried in range(1, len(sweep) + 1)]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dqn_atari_lrrl as dqn
+import dqn_minatar_lrrl as minatar
 import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
@@ -58,7 +59,15 @@ def quantile_problem(device="cpu"):
     return td_problem(device, iqn, (8, "valid"))
 
 
-PROBLEMS = [ppo_problem, critic_problem, actor_problem, td_problem, quantile_problem]
+def minatar_problem(device="cpu"):
+    online, target = (minatar.QNetwork(7, 3).to(device) for _ in range(2))
+    obs, next_obs = torch.rand(2, 4, 10, 10, 7, device=device) < 0.1
+    others = (torch.zeros(4, dtype=torch.int64, device=device), *torch.rand(2, 4, device=device))
+    inputs = obs, *others[:2], next_obs, others[2]
+    return list(online.parameters()), lambda *x: minatar.td_loss(online, target, minatar.Args(), *x), inputs
+
+
+PROBLEMS = [ppo_problem, critic_problem, actor_problem, td_problem, quantile_problem, minatar_problem]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,26 @@ def test_compiled_gradients_are_those_of_autograd_and_come_from_one_graph(proble
         for a, b in zip(ours, plain, strict=True):
             assert torch.allclose(a, b, atol=1e-4 * b.abs().max().item())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("optimizer_name", ["adam", "sgd"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_an_update_is_a_plain_step_of_torch(problem, optimizer_name):
+    """Gradients of convolutions may lie in memory otherwise than their parameters, and a fused step does not look."""
+    torch.manual_seed(0)
+    parameters, loss, inputs = problem()
+    others = [nn.Parameter(x.detach().clone()) for x in parameters]
+    plain = torch.optim.Adam(others, lr=1e-2) if optimizer_name == "adam" else torch.optim.SGD(others, 1e-2, 0.9)
+    args = SimpleNamespace(optimizer=optimizer_name, momentum=0.9, compile=False)
+    torch.manual_seed(1)  # IQN draws quantiles
+    for other, gradient in zip(others, torch.autograd.grad(loss(*inputs)[0], parameters)):
+        other.grad = gradient
+    plain.step()
+    torch.manual_seed(1)
+    optimizer = make_optimizer(args, parameters, torch.tensor(1e-2), 1e-8)
+    make_update(args, optimizer, lambda *x: (torch.autograd.grad(loss(*x)[0], parameters), {}))(*inputs)
+    for ours, theirs in zip(parameters, others, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def step_on_meta(*lists, lr, **_):

@@ -146,11 +146,17 @@ def test_the_table_of_a_sweep_has_what_the_best_of_so_many_rates_costs_and_bring
         for rate, final_return in ((1e-3, 100.0), (1e-2, 50.0)):
             options = {"lr_control": "constant", "learning_rate": rate, "num_envs": 1, "num_steps": 100}
             write_run(tmp_path, "Hopper-v5", seed, final_return, **options)
+    for seed, final_return in ((3, 70.0), (4, 90.0)):  # no constant rate has 4
+        write_run(tmp_path, "Hopper-v5", seed, final_return, num_envs=1, num_steps=100)
     report.main([str(tmp_path), "--normalize", "--no-figures"])
-    untrained = 0.1 * 75
-    of_one = (1 + (50 - untrained) / (100 - untrained)) / 2
-    rows = [f"| 1 | 1k | {of_one:.2f} [{of_one:.2f}, {of_one:.2f}] |", "| 2 | 2k | 1.00 [1.00, 1.00] |"]
-    assert capsys.readouterr().out.splitlines()[-2:] == rows
+    untrained = np.mean([0.1 * 100, 0.1 * 50] * 3 + [0.1 * 70, 0.1 * 90])
+    worse, bandit = ((x - untrained) / (100 - untrained) for x in (50, 70))
+    of_one = (1 + worse) / 2
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"| the best of 1 constant rates | 1k | {of_one:.2f} [{of_one:.2f}, {of_one:.2f}] |",
+        "| the best of 2 constant rates | 2k | 1.00 [1.00, 1.00] |",
+        f"| lrrl | 1k | {bandit:.2f} [{bandit:.2f}, {bandit:.2f}] |",
+    ]
 
 
 def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, capsys):
