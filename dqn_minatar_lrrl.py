@@ -73,7 +73,7 @@ class Args:
     # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "centered-rmsprop", "sgd"] = "centered-rmsprop"
     momentum: Momentum = 0.9  # of rmsprop and sgd
-    adam_eps: Positive = 0.01  # the ε of Adam and RMSProp
+    optimizer_eps: Positive = 0.01  # the ε of Adam and RMSProp
 
     # LEARNING RATE
     # what sets the learning rate: a bandit, nothing, or a schedule (linear and cosine end at 0)
@@ -100,7 +100,7 @@ class Args:
 
 # of JohanSamir/revisiting_rainbow (Configs/dqn_*.gin); the defaults above: kenjyoung/MinAtar's examples/dqn.py
 DOPAMINE = {"total_timesteps": 10_000_000, "learning_starts": 1_000, "train_frequency": 4}
-DOPAMINE |= {"end_e": 0.01, "exploration_steps": 250_000, "optimizer": "adam", "adam_eps": 3.125e-4}
+DOPAMINE |= {"end_e": 0.01, "exploration_steps": 250_000, "optimizer": "adam", "optimizer_eps": 3.125e-4}
 
 
 class QNetwork(nn.Module):
@@ -219,7 +219,7 @@ def main(argv=None):
     q_network, target_network = (QNetwork(games.obs_shape[-1], games.num_actions).to(device) for _ in range(2))
     target_network.load_state_dict(q_network.state_dict())
     learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.adam_eps)
+    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.optimizer_eps)
     bandits = {}
     if args.lr_control == "bandit":
         with reject_errors("--learning-rates"):

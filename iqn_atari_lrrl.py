@@ -79,7 +79,7 @@ class Args:
     # adamrel: Adam that counts its steps anew with every target copy (Ellis et al., arXiv 2412.17113)
     optimizer: Literal["adam", "adamrel", "rmsprop", "sgd"] = "adam"
     momentum: Momentum = 0.9  # of rmsprop and sgd
-    adam_eps: Positive = 3.125e-4  # the ε of Adam and RMSProp
+    optimizer_eps: Positive = 3.125e-4  # the ε of Adam and RMSProp
     noop_max: Annotated[int, "[0, 1000]"] = 0  # a game starts with fewer than this many random no-ops (0: none)
     fire_reset: bool = False  # whether FIRE is pressed at the start of a game and of a life, where the game has it
     terminal_on_life_loss: bool = False  # whether a lost life ends the return that is learnt from (the game goes on)
@@ -109,7 +109,7 @@ class Args:
 
 # of vwxyzjn/cleanrl's dqn_atari.py; the defaults above: google/dopamine's implicit_quantile.gin (jax/agents/)
 CLEANRL = {"total_timesteps": 10_000_000, "learning_starts": 80_000, "exploration_fraction": 0.1}
-CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "adam_eps": 1e-8, "padding": "valid"}
+CLEANRL |= {"target_network_frequency": 1_000, "learning_rate": 1e-4, "optimizer_eps": 1e-8, "padding": "valid"}
 CLEANRL |= {"noop_max": 30, "fire_reset": True, "terminal_on_life_loss": True, "initial_weights": "pytorch"}
 
 
@@ -281,7 +281,7 @@ def main(argv=None):
         network.to(device, memory_format=torch.channels_last)  # faster convolutions
     target_network.load_state_dict(q_network.state_dict())
     learning_rate = torch.tensor(args.learning_rate, device=device)
-    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.adam_eps)
+    optimizer = make_optimizer(args, q_network.parameters(), learning_rate, args.optimizer_eps)
     bandits = {}
     if args.lr_control == "bandit":
         with reject_errors("--learning-rates"):

@@ -34,7 +34,7 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
         **dict.fromkeys(("learning_rates", "lr_range", "bandit", "bandit_scope", "rollback"), ("bandit",)),
         **dict.fromkeys(("bandit_step_size", "bandit_decay", "bandit_window"), ("bandit",)),
     },
-    "optimizer": {"momentum": ("rmsprop", "sgd"), "adam_eps": ("adam", "adamrel", "rmsprop", "centered-rmsprop")},
+    "optimizer": {"momentum": ("rmsprop", "sgd"), "optimizer_eps": ("adam", "adamrel", "rmsprop", "centered-rmsprop")},
     "autotune": {"alpha": (False,), "alpha_lr_ratio": (True,)},
     "bandit_scope": {"policy_lr_ratio": ("joint", "critic")},
 }

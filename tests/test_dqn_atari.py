@@ -222,7 +222,7 @@ def test_q_values_track_the_returns_of_a_tiny_game(truncates, train, monkeypatch
     IQN learns its values in tests/test_iqn_atari.py.
     """
     play(monkeypatch, TinyGame(truncates=truncates))
-    rate = "--lr-control constant --learning-rate 5e-4 --adam-eps 1e-5 --gamma 0.5 --target-network-frequency 40"
+    rate = "--lr-control constant --learning-rate 5e-4 --optimizer-eps 1e-5 --gamma 0.5 --target-network-frequency 40"
     run = train(dqn.main, f"{SMALL} --total-timesteps 800 {rate} --save-model --no-cuda --batch-size 8 --seed 2")
     network = dqn.QNetwork(2, "valid")
     network.load_state_dict(torch.load(run.path / "model.pt", weights_only=True)["q_network"])
@@ -414,9 +414,9 @@ def test_presets_fill_what_is_not_given(train, monkeypatch):
     play(monkeypatch, TinyGame())
     short = "--total-timesteps 100 --learning-starts 50 --buffer-size 100 --lr-control constant"
     dopamine = train(dqn.main, short).config
-    cleanrl = train(dqn.main, f"{short} --preset cleanrl --adam-eps 1e-3 --exploration-steps 7").config
+    cleanrl = train(dqn.main, f"{short} --preset cleanrl --optimizer-eps 1e-3 --exploration-steps 7").config
     fraction = train(dqn.main, f"{short} --exploration-fraction 0.5").config
-    names = ("learning_rate", "target_network_frequency", "terminal_on_life_loss", "noop_max", "adam_eps")
+    names = ("learning_rate", "target_network_frequency", "terminal_on_life_loss", "noop_max", "optimizer_eps")
     assert [dopamine[name] for name in names] == [6.25e-5, 8000, False, 0, 1.5e-4]
     assert [cleanrl[name] for name in names] == [1e-4, 1000, True, 30, 1e-3]
     exploration = [(c["exploration_steps"], c["exploration_fraction"]) for c in (dopamine, cleanrl, fraction)]

@@ -83,5 +83,5 @@ def test_quantiles_learn_a_distribution():
 
 def test_it_has_dopamines_defaults():
     assert (iqn.Args.num_tau_samples, iqn.Args.num_tau_prime_samples, iqn.Args.num_quantile_samples) == (64, 64, 32)
-    assert (iqn.Args.update_horizon, iqn.Args.learning_rate, iqn.Args.adam_eps) == (3, 5e-5, 3.125e-4)
+    assert (iqn.Args.update_horizon, iqn.Args.learning_rate, iqn.Args.optimizer_eps) == (3, 5e-5, 3.125e-4)
     assert iqn.Args.kappa == 1.0
