@@ -107,9 +107,9 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert capsys.readouterr().out.endswith("all 1 runs have ended, see study\n")
 
 
-@pytest.mark.parametrize("killed", [False, True] if "KILLS" in os.environ and "SCRIPT" not in os.environ else [False])
+@pytest.mark.skipif("KILLS" not in os.environ or "SCRIPT" in os.environ, reason="takes two minutes: make soak runs it")
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_population_leaves_the_run_of_its_best_member_even_if_it_is_killed(killed, driver, tmp_path):
-    """Killed by `make soak` only, because it takes a minute more."""
     study = tmp_path / "study"
     words = ["--command", COMMAND, "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--start-seed", "3"]
     words += ["--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2"]

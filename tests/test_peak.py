@@ -326,12 +326,11 @@ def test_peak_beats_uniform_and_lrrl_on_measured_landscapes_wherever_the_arms_li
         assert difference.mean() > 3 * difference.std(ddof=1) / math.sqrt(len(difference)), other
 
 
-@pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
-def test_peak_learns_where_the_rate_that_it_expects_is_too_high(name):
+def test_peak_learns_where_the_rate_that_it_expects_is_too_high():
     """Where `prior` stays at rates that ruin the agent."""
     arms = list(np.geomspace(1e-6, 1, 25))
     prior, peak = (
-        simulator.simulate(name, lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=8, factor=0.3)
+        simulator.simulate("hopper", lambda seed, kind=kind: make_bandit(kind, arms, seed=seed), lives=8, factor=0.3)
         for kind in ("prior", "peak")
     )
     difference = peak - prior

@@ -1,4 +1,4 @@
-"""Populations, piece by piece; that a whole one trains is in test_benchmark.py."""
+"""Populations, piece by piece; that a whole one trains is in test_benchmark.py, for `make soak`."""
 
 import math
 from pathlib import Path
