@@ -76,10 +76,10 @@ def normalized_returns(variants, scales):
 
 
 def beside_sweep(returns, sweep):
-    """The `returns` with those seeds alone that all constant rates of `sweep` have, of variants that have any."""
+    """The `returns` with those seeds alone that all constant rates of `sweep` have, of variants that have them all."""
     seeds = sorted(set.intersection(*(set(returns[name]) for name in sweep)))
-    shared = {name: {seed: scores[seed] for seed in seeds if seed in scores} for name, scores in returns.items()}
-    return {name: scores for name, scores in shared.items() if scores}
+    whole = {name: scores for name, scores in returns.items() if scores.keys() >= set(seeds)}
+    return {name: {seed: scores[seed] for seed in seeds} for name, scores in whole.items()}
 
 
 def what_a_sweep_brings(returns, sweep):
