@@ -95,9 +95,9 @@ class Bandit:
         return self.arm
 
     def observe(self, performance):
-        """See the performance of a part of the round, or of what was before the first one; most bandits do nothing.
+        """See the performance of a part of the round, or of what was before the first one; returns it, clipped.
 
-        Guard: it is clipped to ±1e100, so that no square overflows. Raises ValueError if it is not finite.
+        Guard: the clip at ±1e100 lets no square overflow. Raises ValueError if it is not finite.
         """
         self.has_observed = True
         return min(max(as_finite(performance), -1e100), 1e100)
@@ -240,15 +240,15 @@ class Rounds:
         self._bandits, self._interval, self._stretch = bandits, interval, stretch
         self._feedback, self._rollback = feedback, rollback
         self.is_open = False
-        self.count = 0  # of all rounds that have been closed
+        self.count = 0  # of all rounds that have ended
         self.start_observation()
         self.observations, self.durations = [], []  # of this round; durations in timesteps
         self.before = deque(maxlen=5)  # the last observations before it
         self.changes = deque(maxlen=50)  # distances of observations that follow each other
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
         self.lowest_before, self.highest_before = math.inf, -math.inf  # of those before this round
-        self.largest_sign, self.largest_sign_closed = 0.0, 0.0  # of this round, and of all that were closed
-        self.largest_sign_failed = 0.0  # of the round before, if it was ruinous
+        self.largest_sign, self.largest_sign_closed = 0.0, 0.0  # of this round, and of all that were not undone
+        self.largest_sign_failed = 0.0  # of the round before, if it was undone
 
     def earn(self, reward, timesteps, returns=()):
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
@@ -295,9 +295,9 @@ class Rounds:
     def is_ruined_by(self, sign, healthy=0.0):
         """Take in a `sign` that grows with the harm, a loss or a KL divergence, and say whether the round is ruinous.
 
-        Call it whenever there is one. The round is ruinous if a sign in it is not finite, or a hundred times the
-        largest of all rounds that were closed and a hundred times what is `healthy` anywhere. Without the latter,
-        nothing is ruinous before a round has closed.
+        Call it whenever there is one. The round is ruinous if a sign in it is not finite, or more than a hundred times
+        what is `healthy` anywhere and the largest of all earlier rounds that were not undone; while both are 0, only
+        what is not finite counts. Always False without `rollback`, and while no round is open.
         """
         self.largest_sign = max(self.largest_sign, sign if math.isfinite(sign) else math.inf)
         limit = 100 * max(healthy, self.largest_sign_closed) or math.inf
@@ -315,7 +315,7 @@ class Rounds:
 
     @property
     def is_over(self):
-        """Whether the round has had its interval."""
+        """Whether the round may be closed: it has had its interval or, with "auto", it shows a trend or is long."""
         if self._is_over is None:
             self._is_over = self._find_whether_it_is_over()
         return self._is_over
@@ -335,8 +335,8 @@ class Rounds:
         """Whether the round has ruined the policy beyond its noise.
 
         That is, the last two observations are both under all of the five before the round, by four standard deviations
-        of an observation (by more while few are known) and by half of what those were above the lowest ever seen. What
-        may be the fall itself, the largest change in the round, does not count as noise.
+        of an observation (by more while few are known) and by half of the distance from their lowest to the lowest ever
+        seen. What may be the fall itself, the largest change in the round, does not count as noise.
         """
         if not self._rollback or len(self.observations) < 2 or not self.before:
             return False
@@ -366,10 +366,10 @@ class Rounds:
     def fail(self):
         """End a round that has ruined the agent, which has been taken back to the start of it; returns as `close`.
 
-        Its arms are charged with a performance as far below the lowest seen as that is below the highest, or below 0
-        while one observation is known. What was observed in the round is forgotten, but for the noise; what is observed
-        before the next `begin` shows where the agent starts again. Signs that two rounds in a row have had are the
-        task's, not an arm's: the limit is raised to twice the smaller. Raises RuntimeError if no round is open.
+        Its arms are charged with a performance as far below the lowest seen as that is below the highest (below 0 while
+        one observation is known). What was observed in the round is forgotten, but for the noise; what is observed
+        before the next `begin` shows where the agent starts again. If two rounds in a row fail, the limit of signs
+        rises to twice their smaller: it is the task's, not an arm's. Raises RuntimeError if no round is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.lowest < self.highest else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)

@@ -21,24 +21,24 @@ class Peak(Bandit):
         m_t(k) = −s (z_t(k)² + max(z_t(k), 0)³)
         c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
-    z is how many decades a rate is above the one that is expected to be best: that which moves the parameters by
-    `best_update` of their norm in a gradient step, and `fall` decades lower at the end. This is for minibatches of 64;
-    it grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
-    Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c times η over that
-    one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck processes): what was
-    learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is caution: too low a
-    rate costs time, one that is far too high may cost the agent.
+    s is the size of drifts. z is how many decades a rate is above the one that is expected to be best: that which moves
+    the parameters by `best_update` of their norm in a gradient step, and `fall` decades lower at the end. That is for
+    minibatches of 64 and grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for
+    Adaptive Gradient Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c
+    times η over that one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck
+    processes): what was learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is
+    caution: too low a rate costs time, one that is far too high may cost the agent.
 
     A Kalman filter (Kalman, 1960) gives the posterior of (L, c, b, a, g) for each of four sizes s of the drifts; each
     has its σ², the mean of its first 50 squared errors in units of their variance, then a running mean with weight
     1/50. Once five errors are known, those beyond 3 standard deviations count as 3. The sizes are weighted by how well
     they have predicted lately. Nothing has a unit: performances u f + v, u > 0, in place of f change no draw.
 
-    Arms are drawn by Thompson (1933) sampling from that posterior, with 1,000 fixed samples whose standard deviations
-    are multiplied by 0.4, which costs less in a short run (Chapelle and Li, "An Empirical Evaluation of Thompson
-    Sampling", NeurIPS 2011). In the samples, c is at least 0. After some bad luck it would favour low rates otherwise;
-    the lower they are, the less they change, and the less there is to contradict it. The constants were chosen on
-    simulated agents and real tasks (results/README.md); none is to be tuned.
+    Arms are drawn by Thompson (1933) sampling from that posterior, with 1,000 fixed samples. Their standard deviations
+    are multiplied by 0.4, as exploration costs much in a short run (Chapelle and Li, "An Empirical Evaluation of
+    Thompson Sampling", NeurIPS 2011). In the samples, c is at least 0. After some bad luck, a negative c would favour
+    low rates; the lower they are, the less they change, and the less there is to contradict it. The constants were
+    chosen on simulated agents and real tasks (results/README.md); none is to be tuned.
 
     Exploration starts at the arm that is expected to be best and spreads: what may be drawn are the arms next to those
     that were drawn, or within half a decade of them, upwards only from arms whose last round has not failed. For a rate
@@ -78,7 +78,7 @@ class Peak(Bandit):
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
         self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ², and errors so far, at most 50
-        self.evidence = np.zeros(len(self.SIZES))  # log-likelihood
+        self.evidence = np.zeros(len(self.SIZES))  # log-likelihoods, older ones discounted, relative to the best size's
         self.at_start = self.copy_filter()  # of this round
         self._normals = np.random.default_rng(0).standard_normal((1000, 3 + len(ranks)))  # the same for every draw
 
@@ -87,9 +87,9 @@ class Peak(Bandit):
 
         `batch_size` is the number of samples that its gradient is a mean of. `best_update` is the relative update that
         is expected to be best at the start, with minibatches of 64, and `fall` how many decades the best one falls
-        until the end. The defaults are PPO's. Where values are learnt from targets of their own (SAC, DQN), the rates
-        that practice has settled on are near 0.7 %, and constant. A size that is 0 or not finite says nothing: the
-        middle arm stays the one that is expected to be best. Raises RuntimeError once an arm was drawn.
+        until the end. The defaults are PPO's. Where values are learnt from targets of their own (SAC, DQN), practice
+        has settled on updates near 0.7 % and on constant rates: pass 0.007 and 0. A size that is 0 or not finite says
+        nothing: the middle arm stays the one that is expected to be best. Raises RuntimeError once an arm was drawn.
         """
         if self.drawn_from is not None:
             raise RuntimeError("an arm was drawn already: call set_update_size() before the first pull()")
@@ -203,7 +203,7 @@ class Peak(Bandit):
 
 
 class Prior(Peak):
-    """The control of `Peak`: draws from what that knows before it has seen anything, for ever."""
+    """The control of `Peak`: draws from its prior for ever, any arm from the start, and learns nothing."""
 
     @property
     def reachable(self):
