@@ -232,8 +232,10 @@ def main(argv=None):
 
 def list_missing(variants):
     """A line for each variant that lacks seeds which others have."""
-    missing = find_missing(variants).items()
-    return [f"missing: {task}, {variant}, seeds {' '.join(map(str, seeds))}" for (task, variant), seeds in missing]
+    tasks = {}  # in which the same is missing
+    for (task, variant), seeds in find_missing(variants).items():
+        tasks.setdefault((variant, " ".join(map(str, seeds))), []).append(task)
+    return [f"missing: {' '.join(names)}, {variant}, seeds {seeds}" for (variant, seeds), names in tasks.items()]
 
 
 def write_report(args, variants, warnings, left_out, output):

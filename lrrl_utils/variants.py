@@ -81,7 +81,7 @@ def group_runs(runs, study):
 
 def find_mixed_code(variants):
     """A line for each variant whose runs differ in the hashes of their code or, if a run lacks these, in the commit."""
-    lines = []
+    tasks = {}  # in which the same differs
     for (task, variant), group in variants.items():
         codes = [run.config.get("code") for run in group]
         if not all(codes):
@@ -89,8 +89,8 @@ def find_mixed_code(variants):
         files = dict.fromkeys(file for code in codes for file in code)
         different = [file for file in files if len({code.get(file) for code in codes}) > 1]
         if different:
-            lines.append(clean(f"{task}, {variant}: pools runs of different code ({', '.join(different)})"))
-    return lines
+            tasks.setdefault((variant, ", ".join(different)), []).append(task)
+    return [clean(f"{' '.join(names)}, {x}: pools runs of different code ({y})") for (x, y), names in tasks.items()]
 
 
 def find_missing(variants):

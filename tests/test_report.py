@@ -533,6 +533,18 @@ def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
         assert "| timesteps |" in table and "| 1.2M |" in table and "| 300k |" in table
 
 
+def test_what_several_tasks_lack_or_pool_is_one_line(tmp_path, capsys):
+    for task in ("A-v0", "B-v0"):
+        for seed in (1, 2):
+            write_run(tmp_path, task, seed, 1.0, code={"bandits.py": str(seed)})
+        write_run(tmp_path, task, 1, 1.0, bandit="uniform")
+    report.main([str(tmp_path), "--no-figures"])
+    expected = ["missing: A-v0 B-v0, uniform, seeds 2", "A-v0 B-v0, lrrl: pools runs of different code (bandits.py)"]
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert all(lines.count(line) == 1 for line in expected)
+    assert capsys.readouterr().err.splitlines() == [expected[0], f"warning: {expected[1]}"]
+
+
 def test_runs_that_other_variants_have_are_missing(tmp_path):
     for task, seed in (("A-v0", 1), ("A-v0", 2), ("B-v0", 3)):
         write_run(tmp_path, task, seed, 10.0)
