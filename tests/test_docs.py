@@ -48,8 +48,9 @@ SAC = {"total_timesteps": 110, "learning_starts": 64, "batch_size": 16, "buffer_
 DQN = {"total_timesteps": 500, "learning_starts": 450, "batch_size": 4, "buffer_size": 600}  # a game must end
 DQN |= {"target_network_frequency": 50, "padding": "valid"}
 IQN = {**DQN, "num_tau_samples": 4, "num_tau_prime_samples": 4, "num_quantile_samples": 4}
+MINATAR = {key: x for key, x in DQN.items() if key != "padding"}
 TINY = {"ppo_continuous_lrrl": PPO, "sac_mujoco_lrrl": SAC, "dqn_atari_lrrl": DQN, "iqn_atari_lrrl": IQN}
-TINY |= {"nonconvex_lrrl": {"num_seeds": 1, "num_starts": 2, "num_steps": 10}}
+TINY |= {"dqn_minatar_lrrl": MINATAR, "nonconvex_lrrl": {"num_seeds": 1, "num_starts": 2, "num_steps": 10}}
 TINY_IF_GIVEN = {"bandit_interval": 64, "checkpoint_interval": 64, "exploration_steps": 40, "eval_episodes": 0}
 
 
