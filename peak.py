@@ -78,7 +78,7 @@ class Peak(Bandit):
         self.origin = 0.0  # the first observation, from which data is counted
         self.level_is_known = False
         self.variance, self.errors = np.zeros(len(self.SIZES)), 0  # σ², and errors so far, at most 50
-        self.evidence = np.zeros(len(self.SIZES))  # log-likelihoods, older ones discounted, relative to the best size's
+        self.evidence = np.zeros(len(self.SIZES))  # log-likelihoods, each relative to the largest of its observation
         self.at_start = self.copy_filter()  # of this round
         self._normals = np.random.default_rng(0).standard_normal((1000, 3 + len(ranks)))  # the same for every draw
 
