@@ -58,6 +58,7 @@ class Args:
     figures: bool = True  # whether to draw figures and write report.html, too; tables alone are faster
     output: Path | None = None  # folder of the report (default: FOLDER; of a file, the folder beside it of its name)
     compact: Path | None = None  # a Parquet file to put all runs into; there is no report, then
+    also: tuple[Path, ...] = ()  # more studies, folders or files, whose runs are put beside those of the first
 
 
 def find_costs(variants):
@@ -174,20 +175,23 @@ def make_improvement_table(variants, baselines):
     return table, {baseline: estimates for baseline, estimates in improvements.items() if estimates}
 
 
-def read_study(path, with_unfinished=False):
-    """({(task, variant): its runs}, all Records, what is left out) of a study; `reject` one without a finished run.
+def read_study(paths, with_unfinished=False):
+    """({(task, variant): its runs}, all Records, what is left out) of studies; `reject` one without a finished run.
 
     What is left out is named on standard error, but for unfinished runs where they are welcome.
     """
-    records, unlisted = (read_parquet(path), []) if path.is_file() else read_records(path)
-    runs, left_out = select_runs(records)
-    left_out += unlisted
-    for one in left_out:
-        if not (with_unfinished and is_unfinished(one)):
-            print(clean(f"left out: {path / one.folder} ({one.reason})"), file=sys.stderr)
-    if not runs and not (with_unfinished and any(map(is_unfinished, left_out))):
-        reject(f"FOLDER {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
-    return group_runs(runs, path), records, left_out
+    runs, records, left_out = [], [], []
+    for path in paths:
+        found, unlisted = (read_parquet(path), []) if path.is_file() else read_records(path)
+        finished, gaps = select_runs(found)
+        gaps += unlisted
+        for one in gaps:
+            if not (with_unfinished and is_unfinished(one)):
+                print(clean(f"left out: {path / one.folder} ({one.reason})"), file=sys.stderr)
+        if not finished and not (with_unfinished and any(map(is_unfinished, gaps))):
+            reject(f"FOLDER {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
+        runs, records, left_out = runs + finished, records + found, left_out + gaps
+    return group_runs(runs, paths[0]), records, left_out
 
 
 def is_unfinished(left_out):
@@ -210,7 +214,7 @@ def main(argv=None):
     for name in ("baseline", "normalize", "output"):
         if args.compact and getattr(args, name):
             reject(f"--{name}: has no meaning with --compact")
-    variants, records, left_out = read_study(args.folder, with_unfinished=args.compact is not None)
+    variants, records, left_out = read_study((args.folder, *args.also), with_unfinished=args.compact is not None)
     if args.compact:
         publish(records, left_out, args)
         return

@@ -162,7 +162,7 @@ def test_whatever_happens_to_a_file_there_is_no_traceback(change, study, tmp_pat
             broken[i] = rng.integers(256)
         path.write_bytes(broken)
         try:
-            report.read_study(path)
+            report.read_study([path])
         except SystemExit as end:
             assert end.code == 2
 

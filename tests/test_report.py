@@ -16,7 +16,7 @@ from tests.studies import read_table, write_run
 
 
 def read_variants(folder):
-    return report.read_study(folder)[0]
+    return report.read_study([folder])[0]
 
 
 def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_unfinished_runs(tmp_path, capsys):
@@ -543,6 +543,24 @@ def test_what_several_tasks_lack_or_pool_is_one_line(tmp_path, capsys):
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert all(lines.count(line) == 1 for line in expected)
     assert capsys.readouterr().err.splitlines() == [expected[0], f"warning: {expected[1]}"]
+
+
+def test_more_studies_stand_beside_the_first(tmp_path, capsys):
+    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "both.parquet"
+    write_run(first, "A-v0", 1, 10.0)
+    write_run(second, "A-v0", 2, 20.0)
+    write_run(second, "A-v0", 1, 30.0, bandit="uniform")
+    report.main([str(first), "--also", str(second), "--no-figures"])
+    rows = read_table(capsys.readouterr().out)
+    assert [row[1:3] for row in rows] == [["lrrl", "2"], ["uniform", "1"]]
+    assert (first / "report.md").exists() and not (second / "report.md").exists()
+    report.main([str(first), "--also", str(second), "--compact", str(file)])
+    capsys.readouterr()
+    report.main([str(file), "--no-figures"])
+    assert read_table(capsys.readouterr().out) == rows
+    with pytest.raises(SystemExit) as end:
+        report.main([str(first), "--also", str(first), "--no-figures"])
+    assert end.value.code == 2 and "holds a seed more than once" in capsys.readouterr().err
 
 
 def test_runs_that_other_variants_have_are_missing(tmp_path):
