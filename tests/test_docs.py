@@ -184,6 +184,7 @@ def report_on(words):
     """report.py without figures, which have tests of their own, on a published study or on runs of these tests."""
     path, *words = words
     if (ROOT / path).is_file() and "--compact" not in words:
+        words = [str(ROOT / word) if (ROOT / word).is_file() else word for word in words]  # those of --also
         run_script("report", [str(ROOT / path), *words, "--no-figures", "--output", "published"])
     else:
         run_script("report", [put_in_place(path, "."), *words, "--no-figures"])
