@@ -189,7 +189,8 @@ def read_study(paths, with_unfinished=False):
             if not (with_unfinished and is_unfinished(one)):
                 print(clean(f"left out: {path / one.folder} ({one.reason})"), file=sys.stderr)
         if not finished and not (with_unfinished and any(map(is_unfinished, gaps))):
-            reject(f"FOLDER {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
+            option = "FOLDER" if path == paths[0] else "--also"
+            reject(f"{option} {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
         runs, records, left_out = runs + finished, records + found, left_out + gaps
     return group_runs(runs, paths[0]), records, left_out
 

@@ -561,6 +561,9 @@ def test_more_studies_stand_beside_the_first(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         report.main([str(first), "--also", str(first), "--no-figures"])
     assert end.value.code == 2 and "holds a seed more than once" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        report.main([str(first), "--also", str(tmp_path / "none"), "--no-figures"])
+    assert end.value.code == 2 and f"--also {tmp_path / 'none'}: must be" in capsys.readouterr().err
 
 
 def test_runs_that_other_variants_have_are_missing(tmp_path):
