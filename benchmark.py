@@ -65,7 +65,8 @@ class Args:
     workers: Whole = 0  # runs side by side, a thread each; 0: as many as there are CPU cores
     ray_address: str | None = None  # a cluster that is there already and sees the same folders: auto, or HOST:PORT
     gpus_per_run: NonNegative = 0.0  # GPUs of a run, or the part of one that it gets; 0: runs are on the CPU
-    checkpoint_interval: Whole | None = None  # timesteps between checkpoints (default: a tenth of a run)
+    # timesteps between checkpoints (default: a tenth of a run); those of a population are a stretch apart
+    checkpoint_interval: Whole | None = None
 
     # POPULATION
     tuner: Literal["pb2", "pbt"] | None = None  # pb2 or pbt: adds this variant, runs whose rates Ray Tune changes
@@ -82,6 +83,7 @@ class Job:
     env_id: str
     seed: int
     script: str
+    exp_name: str
     options: tuple[str, ...]  # those that decide what is computed
     checkpoint_interval: int
     folder: str  # parent of the run folder
@@ -199,6 +201,7 @@ def make_jobs(args):
             env_id=env_id,
             seed=seed,
             script=script,
+            exp_name=theirs["exp_name"],
             options=(*words[name, env_id], *(of_tuner if name == args.tuner else ()), "--seed", str(seed)),
             checkpoint_interval=a_tenth if args.checkpoint_interval is None else args.checkpoint_interval,
             folder=str(Path(args.run_dir, name)),
@@ -251,7 +254,9 @@ def check_begun(args, jobs):
                 begun = [str(word) for word in config["command_line"]]
             except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
-            if group(begun[: len(job.options)]) != group(job.options):
+            is_ours = config.get("exp_name") in (job.exp_name, None)
+            if not is_ours or group(begun[: len(job.options)]) != group(job.options):
+                begun = [config.get("exp_name") or job.exp_name, *begun]
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
             for name, x in of_tuner.items() if job.variant == args.tuner else ():
                 if config.get(name) != x:

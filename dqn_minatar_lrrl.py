@@ -227,7 +227,8 @@ def main(argv=None):
     can_undo = args.rollback and bool(bandits)
     stretch = 2000 if args.bandit_interval == "auto" else args.bandit_interval
     rounds = Rounds(bandits, args.bandit_interval, stretch, args.bandit_feedback, can_undo)
-    replay = ReplayBuffer(args, min(args.buffer_size, args.total_timesteps), games.obs_shape, device)
+    with reject_errors("--buffer-size"):  # there may be no room
+        replay = ReplayBuffer(args, min(args.buffer_size, args.total_timesteps), games.obs_shape, device)
 
     def gradients(*minibatch):
         loss, q_values = td_loss(q_network, target_network, args, *minibatch)

@@ -87,7 +87,7 @@ def make_snapshots(args, seed):
             continue
         resumable = [run for run in parent.glob("*/") if step_of(run)]
         if resumable:
-            words = ["--resume", resumable[0]]
+            words = ["--resume", resumable[0], "--env-id", args.env_id]
         else:
             shutil.rmtree(parent, ignore_errors=True)
             script, words = split_command(args.command, SET_HERE)
@@ -122,7 +122,8 @@ def measure_branch(args, seed, moment, learning_rate, branch_seed):
     if not has_ended_beyond(folder, moment):
         snapshot = args.folder / "snapshots" / f"{seed}_{moment}"
         start_branch(snapshot, folder, learning_rate, (seed, moment, branch_seed))
-        train(args, folder.name, "--resume", folder, "--total-timesteps", moment + args.length, may_diverge=True)
+        words = ["--resume", folder, "--env-id", args.env_id, "--total-timesteps", moment + args.length]
+        train(args, folder.name, *words, may_diverge=True)
         for name in ("checkpoint.pt", "checkpoint.prev.pt", "replay.bin"):
             (folder / name).unlink(missing_ok=True)
         say(f"seed {seed}, {moment:,} timesteps, learning rate {learning_rate:g}: {status_of(folder)}")
@@ -160,7 +161,7 @@ def mean_gain(rows):
 def text_of(mean, width, between):
     """A cell of table and figure; `–` where there were too few episodes."""
     if math.isfinite(mean):
-        return f"{float(f'{mean:.3g}'):,g}{between}{float(f'{width:.2g}'):,g}"  # three digits, two, and no exponents
+        return f"{float(f'{mean:.3g}'):,.12g}{between}{float(f'{width:.2g}'):,.12g}"  # three digits, two, no exponents
     return "–" if math.isnan(mean) else "diverged"
 
 
@@ -241,7 +242,7 @@ def main(argv=None):
         reject(f"--command {args.command}: {refused}")
     if theirs.get("exploration_fraction") is not None:
         reject(f"--command {args.command}: ε must not depend on the length of a run; give --exploration-steps instead")
-    args.has_replay = "keep_replay" in theirs
+    args.env_id, args.has_replay = theirs["env_id"], "keep_replay" in theirs
     rollout = theirs.get("num_envs", 1) * theirs.get("num_steps", 1)
     for option, timesteps in (("length", args.length), *(("moments", moment) for moment in args.moments)):
         if timesteps % rollout:

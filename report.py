@@ -46,7 +46,7 @@ from lrrl_utils.scales import (
 from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject, say
-from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, group_runs
+from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, find_mixed_options, group_runs
 
 
 @dataclass
@@ -139,9 +139,7 @@ def make_sweep_table(returns, sweep, brought, variants):
             rows.append((name, costs[name], interquartile_mean(list(scores.values()))))
     table = Table(["with the seeds of the sweep", "timesteps on each task", "normalised final return: IQM [95 %]"], 1)
     for name, timesteps, estimate in rows:
-        has_interval = np.isfinite(estimate).all()  # with three seeds or more
-        text = show_interval(*estimate, "{:.2f}".format) if has_interval else f"{estimate[0]:.2f}"
-        table.rows.append([name, show_timesteps(round(timesteps)), text])
+        table.rows.append([name, show_timesteps(round(timesteps)), show_interval(*estimate, "{:.2f}".format)])
         record = {"task": "all", "variant": name, "timesteps": round(timesteps)}
         table.records.append(record | as_record("normalised, with the seeds of the sweep", estimate))
     return table
@@ -226,6 +224,8 @@ def main(argv=None):
         print(line, file=sys.stderr)
     diverged = [one.folder for one in left_out if one.status == "diverged"]
     warnings = [f"runs that have diverged count nowhere: {', '.join(diverged)}"] if diverged else []
+    if args.normalize or args.baseline:
+        warnings += find_mixed_options(variants)
     for line in (warnings := warnings + find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)
@@ -247,10 +247,11 @@ def write_report(args, variants, warnings, left_out, output):
     """Print the tables as Markdown, and write all of the report into the folder `output`."""
     tables = [make_table(variants, args.baseline)]
     if args.normalize:
-        scales = find_scales(variants)
+        ruinous = {(one.task, one.constant_rate) for one in left_out if one.status == "diverged"}
+        scales = find_scales(variants, ruinous)
         returns = normalized_returns(variants, scales)
         tables.append(make_normalized_table(variants, returns, args.baseline))
-        if sweep := find_sweep(variants, returns):
+        if sweep := find_sweep(variants, returns, ruinous):
             brought = what_a_sweep_brings(returns, sweep)
             tables.append(make_sweep_table(returns, sweep, brought, variants))
     if args.baseline:

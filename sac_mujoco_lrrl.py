@@ -274,7 +274,8 @@ def main(argv=None):
     update_critics = make_update(args, critic_optimizer, critic_gradients)
     update_policy = make_update(args, actor_optimizer, policy_gradients)
 
-    replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs.obs_size, envs.action_size, device)
+    with reject_errors("--buffer-size"):  # there may be no room
+        replay = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs.obs_size, envs.action_size, device)
     obs = np.array([envs.reset(i) for i in range(args.num_envs)], np.float32)
     next_obs = np.zeros_like(obs)
     rewards, terminations = np.zeros(args.num_envs, np.float32), np.zeros(args.num_envs, bool)

@@ -37,6 +37,7 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
     "optimizer": {"momentum": ("rmsprop", "sgd"), "optimizer_eps": ("adam", "adamrel", "rmsprop", "centered-rmsprop")},
     "autotune": {"alpha": (False,), "alpha_lr_ratio": (True,)},
     "bandit_scope": {"policy_lr_ratio": ("joint", "critic")},
+    "tuner": dict.fromkeys(("population", "tuner_range", "tuner_rounds"), ("pb2", "pbt")),
 }
 MAY_CHANGE = (  # when a run is resumed: no step depends on them, but for games, which get a new seed if they are filmed
     *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
@@ -62,6 +63,8 @@ def check_meaning(args, given, choice, meanings):
                 given_value, needed = (f"--{'' if x else 'no-'}{choice}" for x in (value, not value))
             else:
                 given_value, needed = (f"--{choice} {' or '.join(map(str, x))}" for x in ([value], meanings[option]))
+            if value is None:
+                reject(f"--{option}: has no meaning without {needed}".replace("_", "-"))
             reject(f"--{option}: has no meaning with {given_value}; it needs {needed}".replace("_", "-"))
 
 
@@ -96,6 +99,8 @@ def parse_args(args_class, argv=None, presets=None):
             check(args, interval, name)
     if hasattr(args, "cyclic_max_lr"):
         check(args, f"({args.cyclic_base_lr}, 1e+37]", "cyclic_max_lr")
+    if getattr(args, "keep_replay", False) and not args.checkpoint_interval:
+        reject("--keep-replay: has no meaning without --checkpoint-interval")
     if getattr(args, "bandit_feedback", "") is None:
         as_in_paper = args.lr_control != "bandit" or args.bandit in ("lrrl", "uniform")
         args.bandit_feedback = "reward" if as_in_paper else "return"

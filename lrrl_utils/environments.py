@@ -72,7 +72,7 @@ class ContinuousTasks:
         actions = actions.clip(self.low, self.high).reshape(-1, *self.action_shape)
         results = []
         for env, action in zip(self.envs, actions):
-            obs, reward, terminated, truncated, info = env.step(action)
+            obs, reward, terminated, truncated, info = env.step(action.copy())  # a task may change it
             episode = (float(info["episode"]["r"]), info["episode"]["l"]) if terminated or truncated else None
             results.append((obs, reward, bool(terminated), bool(truncated), episode))
         for (_, played), action in zip(self.played, actions):
@@ -80,12 +80,16 @@ class ContinuousTasks:
         return results
 
     def record_videos(self, folder, global_step):
-        """With `capture_video`, film some episodes of the first task; after a resumption they get other names."""
+        """With `capture_video`, film some episodes of the first task, the running one included.
+
+        After a resumption they get other names.
+        """
         if not self.is_filmed:
             return
         say("filming episodes 0, 1, 8, 27, … of the first task: rendering takes most of the time of a step")
         prefix = f"rl-video-from-{global_step}" if global_step else "rl-video"
         self.envs[0] = gym.wrappers.RecordVideo(self.envs[0], str(folder / "videos"), name_prefix=prefix)
+        self.play_again(0)
 
     def close(self):
         for env in self.envs:
@@ -98,9 +102,13 @@ class ContinuousTasks:
         """Play the running episodes again."""
         for i, (seed, actions) in enumerate(state["played"]):
             self.played[i] = seed, list(actions)
-            self.envs[i].reset(seed=seed)
-            for action in self.played[i][1]:
-                self.envs[i].step(action)
+            self.play_again(i)
+
+    def play_again(self, i):
+        seed, actions = self.played[i]
+        self.envs[i].reset(seed=seed)
+        for action in actions:
+            self.envs[i].step(action.copy())
 
 
 def evaluate(args, policy, run):

@@ -59,6 +59,7 @@ class LeftOut:
     seed: str = ""
     status: str = ""
     step: str = ""
+    constant_rate: float | None = None
 
 
 def clean(text):
@@ -188,14 +189,16 @@ def parse_part(record, part, parse):
 
 def describe(record, reason):
     """The LeftOut of a record, with what its JSON files tell of it."""
-    known = {}
+    known, rate = {}, None
     try:
         config, summary = parse_config(record.config), parse_dict(record.summary)
         known = {"task": config["env_id"], "seed": config["seed"]}
         known |= {"status": summary.get("status"), "step": summary.get("global_step", "")}
+        rate = config["learning_rate"] if config["lr_control"] == "constant" else None
     except Exception:  # tells of nothing, then
         known = {}
-    return LeftOut(record.folder, clean(f"{reason!s:.200}"), **{key: clean(f"{x!s:.60}") for key, x in known.items()})
+    known = {key: clean(f"{x!s:.60}") for key, x in known.items()}
+    return LeftOut(record.folder, clean(f"{reason!s:.200}"), **known, constant_rate=rate)
 
 
 def select_runs(records):

@@ -4,6 +4,7 @@ import numpy as np
 
 from lrrl_utils.statistics import best_of
 from lrrl_utils.terminal import reject
+from lrrl_utils.variants import differing
 
 
 def final_returns(group):
@@ -25,17 +26,20 @@ def first_update(run):
     return starts or np.prod(rollout)
 
 
-def find_scale(task, groups):
+def has_constant_rate(run, ruinous):
+    """Whether a run has a constant rate, and none of the `ruinous` ones, {(task, rate)}, with which a run diverged."""
+    config = run.config
+    return config["lr_control"] == "constant" and (config["env_id"], config["learning_rate"]) not in ruinous
+
+
+def find_scale(task, groups, ruinous):
     """Mean return of the untrained policy on a task, and the highest mean final return of a constant rate.
 
-    The former is the mean over the episodes that end before the first update, of all runs. Of the constant rates, those
-    with fewer seeds than others do not count.
+    The former is the mean over the episodes that end before the first update, of all runs.
     """
-    constants = [group for group in groups if group[0].config["lr_control"] == "constant"]
+    constants = [group for group in groups if has_constant_rate(group[0], ruinous)]
     if not constants:
-        reject(f"--normalize: there is no run of {task} with --lr-control constant")
-    most = max(map(len, constants))  # a rate with which others have diverged is not the best one
-    constants = [group for group in constants if len(group) == most]
+        reject(f"--normalize: there is no run of {task} with --lr-control constant whose rate has not diverged")
     best = max(np.mean(list(final_returns(group).values())) for group in constants)
     untrained = []
     for run in (run for group in groups for run in group):
@@ -46,10 +50,10 @@ def find_scale(task, groups):
     return np.mean(untrained), best
 
 
-def find_scales(variants):
+def find_scales(variants, ruinous=()):
     """{task: (return that is 0, return that is 1)}; `reject` a task without."""
     return {
-        task: find_scale(task, [group for (of_task, _), group in variants.items() if of_task == task])
+        task: find_scale(task, [group for (of_task, _), group in variants.items() if of_task == task], ruinous)
         for task in tasks_of(variants)
     }
 
@@ -88,12 +92,17 @@ def what_a_sweep_brings(returns, sweep):
     return [best_of(scores, tried) for tried in range(1, len(sweep) + 1)]
 
 
-def find_sweep(variants, returns):
+def find_sweep(variants, returns, ruinous=()):
     """The constant rates of a study with at least two seeds on all tasks, none if there is but one.
 
-    `returns` are those of `normalized_returns`.
+    None either if their runs differ in more than the rate. `returns` are those of `normalized_returns`.
     """
-    controls = {name: group[0].config["lr_control"] for (_, name), group in variants.items()}
-    constants = [name for name, seeds in returns.items() if controls[name] == "constant" and len(seeds) > 1]
-    enough = constants and len(set.intersection(*(set(returns[name]) for name in constants))) > 1
-    return constants if enough and len(constants) > 1 else []
+    firsts = {
+        name: [variants[task, name][0] for task in tasks_of(variants)]
+        for name, seeds in returns.items()
+        if len(seeds) > 1
+    }
+    constants = [name for name, runs in firsts.items() if all(has_constant_rate(run, ruinous) for run in runs)]
+    differences = {key for of_task in zip(*(firsts[name] for name in constants)) for key in differing(of_task)}
+    enough = len(constants) > 1 and len(set.intersection(*(set(returns[name]) for name in constants))) > 1
+    return constants if enough and differences == {"learning_rate"} else []

@@ -80,7 +80,8 @@ def restore(x, saved):
     elif isinstance(x, np.random.Generator):
         x.bit_generator.state = revive(saved)
     elif isinstance(x, torch.Generator):
-        x.set_state(saved)
+        if len(saved) == len(x.get_state()):  # else it is of another device, and `x` stays as it was seeded
+            x.set_state(saved)
     elif isinstance(x, torch.optim.Optimizer):
         parameters = [parameter for group in x.param_groups for parameter in group["params"]]
         for parameter, values in zip(parameters, saved, strict=True):

@@ -1,9 +1,11 @@
 """Estimates over seeds and tasks with 95 % bootstrap intervals, as in rliable (Agarwal et al., NeurIPS 2021).
 
-The percentile bootstrap is stratified: it draws seeds anew for each task. All repetitions are made at once.
+The percentile bootstrap is stratified: it draws seeds anew for each task. All repetitions are made at once. One seed
+tells nothing of chance: the ends of its interval are NaN.
 """
 
 import itertools
+import math
 
 import numpy as np
 from scipy.stats import t as student
@@ -11,6 +13,7 @@ from scipy.stats import trim_mean
 
 REPETITIONS = 10_000
 CURVE_REPETITIONS = 1_000  # of what has many points
+CHOICES = 1_000  # of options that are tried
 
 
 def interquartile_mean(scores):
@@ -18,7 +21,7 @@ def interquartile_mean(scores):
     scores = np.array(scores, dtype=float).reshape(len(scores), -1)
     seeds = np.random.RandomState(0).choice(len(scores), (REPETITIONS, *scores.shape))
     samples = scores[seeds, np.arange(scores.shape[1])].reshape(REPETITIONS, -1)
-    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5])
+    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5]) if len(scores) > 1 else [np.nan] * 2
     return trim_mean(scores, 0.25, axis=None), low, high
 
 
@@ -60,7 +63,8 @@ def probability_of_improvement(ours, theirs):
         wins = (np.subtract.outer(x, y) > 0) + 0.5 * (np.subtract.outer(x, y) == 0)
         points.append(wins.mean())
         samples.append(((draw_counts(rng, len(x)) @ wins) * draw_counts(rng, len(y))).sum(axis=1) / wins.size)
-    low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
+    has_interval = all(len(scores) > 1 for scores in [*ours, *theirs])
+    low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5]) if has_interval else [np.nan] * 2
     return np.mean(points), low, high
 
 
@@ -77,7 +81,8 @@ def best_of(scores, tried):
 
     `scores` is (options, seeds, tasks), with two seeds or more. The option whose run with a seed scores highest counts
     for its runs with other seeds, because the highest of some scores owes part of its height to chance. A mean over all
-    choices of `tried` options. Of two seeds, both are in every draw, so the ends of the interval are NaN.
+    choices of `tried` options, or over a thousand of them. Of two seeds, both are in every draw, so the ends of the
+    interval are NaN.
     """
     scores = np.array(scores, dtype=float)
     options, seeds, tasks = scores.shape
@@ -87,12 +92,20 @@ def best_of(scores, tried):
     drawn, is_other = (x[is_other.any(axis=(1, 2, 3))] for x in (drawn, is_other))
     samples = scores[:, drawn, np.arange(tasks)]  # (options, repetitions, seeds, tasks)
     brought = []
-    for choice in map(list, itertools.combinations(range(options), tried)):
+    for choice in draw_choices(options, tried):
         best = samples[choice].argmax(axis=0)[None, :, :, None]
         of_best = np.take_along_axis(samples[choice][:, :, None], best, axis=0)[0]
         brought.append(trimmed_means(np.where(is_other, of_best, np.nan).reshape(len(is_other), -1)))
     estimates = np.mean(brought, axis=0)
     return estimates[0], *(np.percentile(estimates, [2.5, 97.5]) if seeds > 2 else [np.nan] * 2)
+
+
+def draw_choices(options, tried):
+    """Choices of `tried` of some options, each a list of indices: all of them, or some at random if they are many."""
+    if math.comb(options, tried) <= CHOICES:
+        return map(list, itertools.combinations(range(options), tried))
+    rng = np.random.default_rng(0)
+    return [rng.choice(options, tried, replace=False) for _ in range(CHOICES)]
 
 
 def trimmed_means(values):

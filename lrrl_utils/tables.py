@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import dataclass, field
 
 MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "\\|`<>&[]*$"}  # entities: a backslash does not protect everywhere
@@ -23,7 +24,8 @@ def show_timesteps(n):
 
 
 def show_interval(point, low, high, show=show):
-    return f"{show(point)} [{show(low)}, {show(high)}]"
+    """The ends are left out if there are none."""
+    return f"{show(point)} [{show(low)}, {show(high)}]" if math.isfinite(low) else show(point)
 
 
 def as_record(name, estimate):

@@ -87,17 +87,17 @@ def train_in(plan, folder, parent, i, rate, member):
 
 
 def score_of(run, begin):
-    """Mean return of the episodes that ended after timestep `begin`, or of the last one if none did.
+    """Mean return of the episodes that ended after timestep `begin`, or of the last one if none did; WORST if diverged.
 
-    Raises RuntimeError if none has ended at all, unless the run has diverged.
+    Raises RuntimeError if no episode has ended at all.
     """
+    if status_of(run) == "diverged":
+        return WORST
     episodes = read_csv(run / "episodes.csv")
     returns = episodes["episodic_return"]
     later = returns[episodes["global_step"] > begin]
     if len(returns):
         return float(np.mean(later if len(later) else returns[-1:]))
-    if status_of(run) == "diverged":
-        return WORST
     raise RuntimeError("no episode has ended in the first stretch: give fewer --tuner-rounds")
 
 

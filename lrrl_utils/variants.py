@@ -93,6 +93,20 @@ def find_mixed_code(variants):
     return [clean(f"{' '.join(names)}, {x}: pools runs of different code ({y})") for (x, y), names in tasks.items()]
 
 
+def find_mixed_options(variants):
+    """A line for each variant whose runs on different tasks differ in more than the task."""
+    firsts, lines = {}, []
+    for (_, variant), group in variants.items():
+        firsts.setdefault(variant, []).append(group[0])
+    for variant, runs in firsts.items():
+        different = [key for key in differing(runs) if key != "env_id"]
+        if "exp_name" in different:  # all else follows
+            different = ["exp_name"]
+        if different:
+            lines.append(clean(f"{variant}: its tasks differ in {', '.join(different)}"))
+    return lines
+
+
 def find_missing(variants):
     """{(task, variant): seeds} of the runs that are not there though other variants have that task and seed."""
     seeds = {}

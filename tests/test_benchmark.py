@@ -187,6 +187,7 @@ def make_job(folder, **changes):
         "env_id": "A-v0",
         "seed": 1,
         "script": "ppo_continuous_lrrl.py",
+        "exp_name": "ppo",
         "options": ("--seed", "1"),
     }
     fields |= {
@@ -384,20 +385,24 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
     benchmark.check_begun(args, [make_job(tmp_path)])
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [make_job(tmp_path, options=("--seed", "1", "--gamma", "0.9"))])
-    assert end.value.code == 2 and "was begun with --seed 1" in capsys.readouterr().err
+    assert end.value.code == 2 and "was begun with ppo --seed 1" in capsys.readouterr().err
     write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1"]})
     job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.9"), prefix="A-v0__ppo__2")
     benchmark.check_begun(args, [job])  # another seed, and the same options in another order
     job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.8"), prefix="A-v0__ppo__2")
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [job])
-    assert end.value.code == 2 and "was begun with --gamma 0.9" in capsys.readouterr().err
+    assert end.value.code == 2 and "was begun with ppo --gamma 0.9" in capsys.readouterr().err
     job = make_job(tmp_path, options=("--seed", "1", "--gamma", "0.8"), prefix="A-v0__another_script__1")
     benchmark.check_begun(args, [job])  # without variants, the options name them
+    write_json(run / "config.json", {"command_line": ["--gamma", "0.8", "--seed", "1"], "exp_name": "sac"})
+    with pytest.raises(SystemExit) as end:
+        benchmark.check_begun(args, [make_job(tmp_path, variant="v", options=("--seed", "1", "--gamma", "0.8"))])
+    assert end.value.code == 2 and "was begun with sac --gamma 0.8" in capsys.readouterr().err
     write_json(run / "config.json", {"command_line": [5]})
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [make_job(tmp_path)])
-    assert end.value.code == 2 and "was begun with 5" in capsys.readouterr().err
+    assert end.value.code == 2 and "was begun with ppo 5" in capsys.readouterr().err
     for damaged in ({"command_line": None}, {"command_line": 5}, [1]):
         write_json(run / "config.json", damaged)
         with pytest.raises(SystemExit) as end:
@@ -415,7 +420,7 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
 
 def test_the_driver_refuses_a_folder_begun_with_other_options(study, refused, tmp_path):
     make_run(tmp_path / "study", "running", 40, name="Pendulum-v1__ppo_continuous_lrrl__1__17")
-    assert "was begun with --seed 1" in refused(benchmark.main, study)
+    assert "was begun with ppo_continuous_lrrl --seed 1" in refused(benchmark.main, study)
 
 
 def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsys, monkeypatch):
@@ -471,6 +476,7 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
         (["--ray-address", ""], "--ray-address: must be auto or HOST:PORT"),
         (["--num-seeds", "0"], "--num-seeds 0: must be in [1, inf)"),
         (["--tuner", "pb2", "--tuner-range", "1e-2", "1e-3"], "--tuner-range 0.01 0.001: must be LOW HIGH"),
+        (["--population", "8"], "--population: has no meaning without --tuner pb2 or pbt"),
         (["--gpus-per-run", "-1"], "--gpus-per-run"),
         (["--gpus-per-run", "1.5"], "must be a whole number, or below 1"),
         (

@@ -86,6 +86,22 @@ def test_tasks_go_on_alike_once_their_running_episodes_have_been_played_again(en
     assert later[0] == later[1]
 
 
+def test_a_task_may_change_its_actions(monkeypatch):
+    def step(self, action):
+        action *= 2
+        seen.append(action.tolist())
+        return self.observe(0), 0.0, False, False, {}
+
+    seen = []
+    monkeypatch.setattr("tests.toy_envs.TwoEnds.step", step)
+    tasks = make_tasks("tests.toy_envs:TwoEnds-v0")
+    tasks.reset(0)
+    tasks.step(np.full((1, 1), 0.25, np.float32))
+    for _ in range(2):
+        tasks.load_state_dict(tasks.state_dict())
+    assert seen == [[0.5]] * 3
+
+
 def test_evaluation_plays_whole_episodes_with_clipped_actions_and_repeats():
     args = options("Pendulum-v1", eval_episodes=3)
     asked = []

@@ -347,7 +347,8 @@ def test_videos_are_recorded_off_screen(start, tmp_path):
     process = start(f"{SCRIPT} --env-id InvertedPendulum-v5 {SMALL} --total-timesteps 64 --capture-video", fresh=True)
     assert process.wait() == 0, process.communicate()
     videos = sorted((only_folder(tmp_path / "runs").path / "videos").glob("*.mp4"))
-    assert videos and all(video.stat().st_size > 1000 for video in videos)
+    assert [video.name[-5] for video in videos[:2]] == ["0", "1"]
+    assert all(video.stat().st_size > 1000 for video in videos)
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------

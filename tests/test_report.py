@@ -39,7 +39,7 @@ def test_the_table_groups_by_task_and_variant_shows_every_seed_and_leaves_out_un
     ]
     assert rows[1][4] == "10, 20, 30, 1,000"
     assert rows[1][3].startswith("25 [")  # of four values, the interquartile mean is that of the middle two
-    assert rows[0][3] == "70 [70, 70]" and rows[0][5] == "35 [35, 35]"
+    assert rows[0][3] == "70" and rows[0][5] == "35"
     assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.05
 
 
@@ -124,9 +124,9 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
 
 
 def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
-    def sweep():
+    def sweep(ruinous=()):
         variants = read_variants(tmp_path)
-        return find_sweep(variants, normalized_returns(variants, find_scales(variants)))
+        return find_sweep(variants, normalized_returns(variants, find_scales(variants, ruinous)), ruinous)
 
     before = {"num_envs": 1, "num_steps": 100}
     for seed in (1, 2):
@@ -139,6 +139,10 @@ def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
     assert sweep() == ["constant 0.0003", "constant 0.01"]
     write_run(tmp_path, "Hopper-v5", 3, 50.0, lr_control="constant", learning_rate=1e-1, **before)
     assert sweep() == ["constant 0.0003", "constant 0.01"]
+    assert sweep({("Hopper-v5", 1e-2)}) == []  # with another seed it has diverged
+    for seed in (1, 2):  # which differ in more than the rate
+        write_run(tmp_path, "Hopper-v5", seed, 90.0, lr_control="constant", learning_rate=1e-2, gamma=0.9, **before)
+    assert sweep() == []
 
 
 def test_the_table_of_a_sweep_has_what_the_best_of_so_many_rates_costs_and_brings(tmp_path, capsys):
@@ -165,11 +169,32 @@ def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, cap
         write_run(tmp_path, "A-v0", seed, 90.0 + 5 * seed, lr_control="constant", num_envs=2, num_steps=50)
         status = "finished" if seed == 1 else "diverged"
         write_run(tmp_path, "A-v0", seed, 300.0, status, lr_control="constant", learning_rate=0.1)
-    (zero, one) = find_scales(read_variants(tmp_path))["A-v0"]
+    (zero, one) = find_scales(read_variants(tmp_path), {("A-v0", 0.1)})["A-v0"]
     assert one == 100  # the mean of its seeds
     assert zero == np.mean([9.5, 10, 10.5])  # at timestep 100, before the first update of two environments
     report.main([str(tmp_path), "--normalize", "--no-figures"])
     assert "runs that have diverged count nowhere: " in (text := capsys.readouterr().out) and text.count("A-v0__") == 2
+    assert "| 3 | 1.00 [0.94, 1.06] |" in text  # the other rate does not set the scale
+
+
+def test_the_best_constant_rate_may_have_fewer_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "A-v0", seed, 50.0, lr_control="constant", num_envs=1, num_steps=100)
+        if seed < 3:
+            write_run(
+                tmp_path, "A-v0", seed, 100.0, lr_control="constant", learning_rate=1e-3, num_envs=1, num_steps=100
+            )
+    assert find_scales(read_variants(tmp_path))["A-v0"][1] == 100
+
+
+def test_tasks_that_differ_in_an_option_are_warned_of(tmp_path, capsys):
+    for task, gamma in (("A-v0", 0.99), ("B-v0", 0.5)):
+        for seed in (1, 2):
+            write_run(tmp_path, task, seed, 10.0, lr_control="constant", gamma=gamma, num_envs=1, num_steps=100)
+    report.main([str(tmp_path), "--no-figures"])
+    assert capsys.readouterr().err == ""  # no table is of both
+    report.main([str(tmp_path), "--no-figures", "--normalize"])
+    assert capsys.readouterr().err == "warning: constant 0.0003: its tasks differ in gamma\n"
 
 
 def test_a_name_is_the_same_on_all_tasks(tmp_path):

@@ -226,6 +226,13 @@ def test_undo_forgets_what_was_not_there_when_it_was_kept():
     assert (statistics.recent, statistics.best, statistics.extra) == ([[1.0]], None, None)
 
 
+def test_a_generator_of_another_device_stays_as_it_was_seeded():
+    rng = torch.Generator().manual_seed(1)
+    before = rng.get_state()
+    restore(rng, torch.zeros(16, dtype=torch.uint8))  # what a GPU's has
+    assert torch.equal(rng.get_state(), before)
+
+
 def test_there_is_no_undoing_before_anything_was_kept():
     with pytest.raises(RuntimeError, match="keep"):
         make_undoable()[0].undo()

@@ -9,11 +9,13 @@ from lrrl_utils.figures import mean_returns, share_of_rates
 from lrrl_utils.runs import Run
 from lrrl_utils.statistics import (
     best_of,
+    draw_choices,
     interquartile_curve,
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
 )
+from lrrl_utils.tables import show_interval
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(0.5, 0.3, (6, 3))
@@ -43,6 +45,19 @@ def test_the_best_of_some_options_is_kept_and_counts_for_its_other_seeds():
     assert point == (5 + 0) / 2 and np.isnan(ends).all()
     skewed = np.broadcast_to(np.array([1.0, 1, 1, 1, -5])[:, None], (3, 5, 1))
     assert best_of(skewed, 1)[0] == interquartile_mean(skewed[0])[0] == 1  # as of a run that is no sweep
+
+
+def test_one_seed_has_no_interval():
+    improvement = probability_of_improvement([[3.0, 2.0], [4.0, 5.0]], [[1.0, 0.0], [2.0]])  # on the second task
+    for point, low, high in (interquartile_mean([[3.0, 5.0]]), improvement):
+        assert np.isfinite(point) and np.isnan([low, high]).all()
+    assert show_interval(*interquartile_mean([3.0])) == "3"
+
+
+def test_many_choices_are_drawn():
+    assert sorted(draw_choices(3, 2)) == [[0, 1], [0, 2], [1, 2]]
+    drawn = draw_choices(30, 15)
+    assert len(drawn) == 1000 and all(len(set(choice)) == 15 and max(choice) < 30 for choice in map(list, drawn))
 
 
 def test_the_best_of_some_options_is_what_a_loop_finds():
@@ -93,7 +108,7 @@ def test_the_probability_of_improvement_is_that_of_rliable():
 
 
 def test_tasks_may_have_different_numbers_of_seeds():
-    point, low, high = probability_of_improvement([[1, 2, 3], [0]], [[0, 2], [1, 1, 1]])
+    point, low, high = probability_of_improvement([[1, 2, 3], [0, 0]], [[0, 2], [1, 1, 1]])
     assert point == pytest.approx((4.5 / 6 + 0) / 2) and low <= point <= high
 
 

@@ -71,6 +71,9 @@ def test_a_stretch_counts_for_the_episodes_that_ended_in_it(tmp_path):
     (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n")
     write_json(tmp_path / "summary.json", {"status": "diverged", "global_step": 100})
     assert tuner.score_of(tmp_path, 0) == tuner.WORST > -math.inf
+    (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n90,1000,9\n")
+    assert tuner.score_of(tmp_path, 0) == tuner.WORST  # nobody is to copy it
+    (tmp_path / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n")
     write_json(tmp_path / "summary.json", {"status": "finished", "global_step": 100})
     with pytest.raises(RuntimeError, match="no episode has ended"):
         tuner.score_of(tmp_path, 0)
