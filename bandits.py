@@ -248,7 +248,7 @@ class Rounds:
         self.lowest, self.highest = math.inf, -math.inf  # of all observations
         self.lowest_before, self.highest_before = math.inf, -math.inf  # of those before this round
         self.largest_sign, self.largest_sign_closed = 0.0, 0.0  # of this round, and of all that were not undone
-        self.largest_sign_failed = 0.0  # of the round before, if it was undone
+        self.largest_sign_failed, self.limit = 0.0, math.inf  # of the round before, if it was undone; of signs
 
     def earn(self, reward, timesteps, returns=()):
         """Take in the summed `reward` of some `timesteps` and the `returns` of the episodes that ended in them.
@@ -300,8 +300,8 @@ class Rounds:
         what is not finite counts. Always False without `rollback`, and while no round is open.
         """
         self.largest_sign = max(self.largest_sign, sign if math.isfinite(sign) else math.inf)
-        limit = 100 * max(healthy, self.largest_sign_closed) or math.inf
-        return self._rollback and self.is_open and (self.largest_sign > limit or self.largest_sign == math.inf)
+        self.limit = 100 * max(healthy, self.largest_sign_closed) or math.inf
+        return self._rollback and self.is_open and (self.largest_sign > self.limit or self.largest_sign == math.inf)
 
     @property
     def performance(self):
@@ -328,25 +328,25 @@ class Rounds:
         y = np.array([*list(self.before)[-1:], *self.observations])
         times = np.arange(len(y)) - (len(y) - 1) / 2
         slope, squares = times @ y / (times @ times), times @ times
-        return bool(abs(slope) > 2 * self.noise(self.changes) / math.sqrt(squares))
+        # whether an observation tells of ruin, the next one decides
+        return bool(abs(slope) > 2 * self.noise(self.changes) / math.sqrt(squares)) and not self._is_ruinous(y[-1])
 
     @property
     def has_collapsed(self):
-        """Whether the round has ruined the policy beyond its noise.
+        """Whether the round has ruined the policy: its last two observations are under all of the five before it.
 
-        That is, the last two observations are both under all of the five before the round, by four standard deviations
-        of an observation (by more while few are known) and by half of the distance from their lowest to the lowest ever
-        seen. What may be the fall itself, the largest change in the round, does not count as noise.
+        They are by four standard deviations of an observation (by more while few are known), and by half of the way to
+        the lowest before the round. The largest change in the round may be the fall itself, and is no noise.
         """
-        if not self._rollback or len(self.observations) < 2 or not self.before:
+        return len(self.observations) > 1 and self._is_ruinous(max(self.observations[-2:]))
+
+    def _is_ruinous(self, performance):
+        if not self._rollback or not self.before:
             return False
-        worst = min(self.before)
-        if max(self.observations[-2:]) >= worst:
-            return False
-        changes = list(self.changes)
+        worst, changes = min(self.before), list(self.changes)
         changes.remove(max(changes[-len(self.observations) :]))
         beyond_noise = (4 + 4 / len(changes)) * self.noise(changes) if len(changes) > 1 else math.inf
-        return max(self.observations[-2:]) < worst - max(beyond_noise, (worst - self.lowest_before) / 2)
+        return performance < worst - max(beyond_noise, (worst - self.lowest_before) / 2)
 
     def close(self):
         """End the round and credit its arms; returns a `ClosedRound` for each bandit (one where there is none).
@@ -368,8 +368,8 @@ class Rounds:
 
         Its arms are charged with a performance as far below the lowest seen as that is below the highest (below 0 while
         one observation is known). What was observed in the round is forgotten, but for the noise; what is observed
-        before the next `begin` shows where the agent starts again. If two rounds in a row fail, the limit of signs
-        rises to twice their smaller: it is the task's, not an arm's. Raises RuntimeError if no round is open.
+        before the next `begin` shows where the agent starts again. If two rounds in a row are beyond the limit of
+        signs, it rises to twice their smaller: it is the task's, not an arm's. Raises RuntimeError if none is open.
         """
         lowest, highest = (self.lowest, self.highest) if self.lowest < self.highest else (min(self.lowest, 0.0), 0.0)
         charge = lowest - (highest - lowest or abs(lowest) or 1.0)
@@ -377,7 +377,7 @@ class Rounds:
         closed = self._end(lambda bandit: bandit.fail(charge, before))
         self.lowest, self.highest = self.lowest_before, self.highest_before
         common = min(self.largest_sign, self.largest_sign_failed)
-        if math.isfinite(common):
+        if self.limit < common < math.inf:
             self.largest_sign_closed = max(self.largest_sign_closed, common / 50)
         self.largest_sign_failed = self.largest_sign
         self.before.clear()

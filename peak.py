@@ -154,7 +154,7 @@ class Peak(Bandit):
             squares = np.minimum(error / sigma, self.CUT) ** 2
             likelihood = -np.log(sigma) - 0.5 * np.log(error_variance) - 0.5 * squares
             self.evidence = self.FORGET * self.evidence + likelihood - likelihood.max()
-        if (error > 1e-9 * abs(self.origin)).all():  # σ is not known until more than rounding changes
+        if (error > 1e-12 * abs(self.origin)).all():  # σ is not known until more than rounding changes
             self.errors = min(self.errors + 1, 50)
             self.variance += ((cut * error) ** 2 - self.variance) / self.errors
 

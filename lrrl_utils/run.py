@@ -186,7 +186,7 @@ class Run(Logs):
         if status == "diverged":
             say(f"diverged at step {self.global_step}: {error}", "stderr")
         if status == "finished" and not any(self.rounds.values()):
-            say("no round has closed: the run was too short for one, so nothing was learnt about any rate", "stderr")
+            say("no round has closed: too few timesteps, or no end of an episode; no rate was learnt about", "stderr")
         result = f", final return {final_return(self.episodes, self.global_step):.1f}" if self.episodes else ""
         say(f"{status}{result}, see {self.folder}")
         if self.problems:

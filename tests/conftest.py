@@ -82,9 +82,11 @@ def scalars(folder, name):
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def wait_for(condition, process):
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{seconds} s have passed"
         time.sleep(0.02)
 
 
@@ -127,9 +129,8 @@ def no_figures(request, monkeypatch):
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path):
     """train(main, "--option value …") runs a script's main() in this process; returns its run folder."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     count = 0
 
     def run(main, options):
@@ -193,7 +194,7 @@ def start(tmp_path):
 
     def run(command, limit=None, stdout=None, fresh=False, stderr=subprocess.PIPE, closed=(), **environment):
         command = [*command.split(), "--run-dir", str(tmp_path / "runs")]
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         env.pop("WANDB_SERVICE", None)  # of a test before, in this process
         if fresh:
             options = {"preexec_fn": lambda: [os.close(descriptor) for descriptor in closed]} if closed else {}

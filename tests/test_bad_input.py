@@ -132,7 +132,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--env-id Hoper-v5": "Hopper",
             "--env-id CartPole-v1": "Box",
             "--env-id tests.test_bad_input:Unbounded-v0": "bounds",
-            "--buffer-size 1000000000000 --total-timesteps 1000000000000": "allocate",
+            "--buffer-size 1000000000000000 --total-timesteps 1000000000000000": "allocate",
             "--keep-replay": "no meaning without --checkpoint-interval",
             "--batch-size 0": "[1, inf)",
             "--batch-size 5001": "[1, 5000]",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from lrrl_utils.compiler import compiled
 from lrrl_utils.optimizers import make_optimizer, make_update
+from tests import GPUS
 from tests.conftest import ROOT, only_folder
 
 CPU = torch.device("cpu")
@@ -190,7 +192,7 @@ def test_without_a_compiler_a_run_says_so_in_one_line_and_is_the_plain_run(train
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None or GPUS == "", reason="needs a GPU")
 @pytest.mark.parametrize("options", ["", "--compile"])
 @pytest.mark.parametrize(
     "command",
@@ -204,5 +206,9 @@ def test_without_a_compiler_a_run_says_so_in_one_line_and_is_the_plain_run(train
 )
 def test_every_script_runs_on_a_gpu(command, options, tmp_path):
     script, *words = f"{command} {options}".split()
-    result = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True)
+    environment = {key: x for key, x in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    environment |= {} if GPUS == "all" else {"CUDA_VISIBLE_DEVICES": GPUS}
+    command = [sys.executable, str(ROOT / script), *words]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and "goes on without" not in result.stderr, result.stderr
+    assert only_folder(tmp_path / "runs").config["device"].startswith("cuda")

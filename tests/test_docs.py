@@ -255,7 +255,6 @@ def folder(tmp_path_factory):
 def at_work(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for module, function in ((run, "plot_curves"), (nonconvex, "plot")):
         monkeypatch.setattr(module, function, lambda *_, **__: None)  # takes longer than a tiny run, and has tests
     for name in ("docs", "results/atari_feedback"):

@@ -86,6 +86,19 @@ def test_tasks_go_on_alike_once_their_running_episodes_have_been_played_again(en
     assert later[0] == later[1]
 
 
+@pytest.mark.parametrize(("global_step", "prefix"), [(0, "rl-video"), (384, "rl-video-from-384")])
+def test_videos_have_the_timestep_in_their_names_that_a_run_has_gone_on_from(
+    global_step, prefix, monkeypatch, tmp_path
+):
+    names = []
+    monkeypatch.setattr("gymnasium.wrappers.RecordVideo", lambda env, _, name_prefix: names.append(name_prefix) or env)
+    tasks = make_tasks("Pendulum-v1")
+    tasks.is_filmed = True
+    tasks.reset(0)
+    tasks.record_videos(tmp_path, global_step)
+    assert names == [prefix]
+
+
 def test_a_task_may_change_its_actions(monkeypatch):
     def step(self, action):
         action *= 2

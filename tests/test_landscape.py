@@ -7,8 +7,10 @@ from unittest import mock
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 import landscape
+from lrrl_utils import scripts
 from lrrl_utils.files import write_json
 from lrrl_utils.scripts import has_ended_beyond
 from tests.processes import train_forked
@@ -55,6 +57,28 @@ def test_an_agent_with_a_replay_is_branched_with_it(tmp_path, monkeypatch):
     assert a[:2] == b[:2] == whole and a[2:] != b[2:] and len(a) == len(b) == 5
     assert {int(row["episodes_after"]) for row in rows(tmp_path / "landscape.csv")} == {2}
     assert [*tmp_path.glob("snapshots/*/replay.bin")] and not [*tmp_path.glob("branches/*/replay.bin")]
+
+
+@pytest.mark.parametrize("script", ["ppo_continuous_lrrl.py", "sac_mujoco_lrrl.py"])
+def test_a_branch_has_the_random_numbers_of_its_key(script, tmp_path, monkeypatch):
+    monkeypatch.setattr("lrrl_utils.scripts.train", train_forked)
+    sizes = (
+        "--num-steps 200 --num-minibatches 4" if script.startswith("ppo") else "--batch-size 8 --learning-starts 100"
+    )
+    run_dir, log = ["--run-dir", str(tmp_path / "run")], tmp_path / "log.txt"
+    words = f"--env-id Pendulum-v1 {sizes} --lr-control constant --total-timesteps 400 --checkpoint-interval 400"
+    assert scripts.train(script, [*words.split(), *run_dir], log) == 0
+    (run,) = (tmp_path / "run").iterdir()
+    states = []
+    for i, key in enumerate([(1, 400, 1), (1, 400, 1), (1, 400, 2)]):
+        scripts.start_branch(run, tmp_path / str(i), 1e-3, key)
+        states.append(torch.load(tmp_path / str(i) / "checkpoint.pt", weights_only=True)["state"])
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+    for name in {"rng", "torch_rng"} & whole.keys():
+        a, same, other, before = (
+            str(state[name].tolist() if torch.is_tensor(state[name]) else state[name]) for state in (*states, whole)
+        )
+        assert a == same and len({a, other, before}) == 3, name
 
 
 def test_the_table_has_the_gain_of_every_branch(made):

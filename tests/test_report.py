@@ -464,6 +464,8 @@ def test_lists_of_options_that_differ_in_late_digits_are_not_pooled(tmp_path):
     ("key", "values"),
     {
         "code": (OLD, NEW),
+        **dict.fromkeys(("compile", "cuda", "torch_deterministic", "save_model", "track"), (False, True)),
+        "eval_episodes": (0, 5),
         "checkpoint_interval": (0, 1000),
         "resume": (None, "runs/a"),
         "command_line": ([], ["--seed", "2"]),

@@ -196,6 +196,11 @@ def test_a_run_without_a_checkpoint_is_told_so(train, refused):
     assert "holds no checkpoint" in refused(ppo.main, ["--resume", run.path, "--total-timesteps", 256])
 
 
+def test_a_run_whose_exploration_ends_with_it_cannot_get_more_timesteps(stop, refused):
+    folder = stop(dqn.main, f"{ATARI.replace('--exploration-steps 500', '--exploration-fraction 0.5')} --no-cuda", 1)
+    assert "which is where a schedule ends" in refused(dqn.main, ["--resume", folder, "--total-timesteps", 60_000_000])
+
+
 # --- to the bit -------------------------------------------------------------------------------------------------------
 
 

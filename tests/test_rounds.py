@@ -32,7 +32,7 @@ def observe(rounds, *performances):
 
 def noisy_rounds(seed=0):
     """Rounds that have seen sixty observations with noise 1 around 0."""
-    return make_rounds(*np.random.default_rng(seed).standard_normal(60))
+    return make_rounds(*np.random.default_rng(seed).standard_normal(60), rollback=False)
 
 
 # --- when a round is over ---------------------------------------------------------------------------------------------
@@ -265,6 +265,20 @@ def test_less_is_no_collapse(gain, performances):
     assert not collapsed(gained(gain), *performances)
 
 
+@pytest.mark.parametrize("before", range(7))
+def test_a_fall_does_not_end_a_round_before_the_next_observation(before):
+    rounds = make_rounds(*gained(20.0))
+    rounds.begin()
+    observe(rounds, *[rounds.before[-1]] * before, 3.0)
+    assert not rounds.is_over and not rounds.has_collapsed
+    observe(rounds, 2.0)
+    assert rounds.has_collapsed
+    recovered = make_rounds(*gained(20.0))
+    recovered.begin()
+    observe(recovered, 3.0, 40.0)
+    assert recovered.is_over and not recovered.has_collapsed
+
+
 def test_a_collapse_is_measured_against_the_round_before():
     rounds = make_rounds(*gained(20.0))
     rounds.begin()
@@ -300,6 +314,17 @@ def test_a_sign_is_ruinous_if_no_healthy_round_had_a_hundredth_of_it():
     assert ruined(1e9, math.inf) == [False, True] and ruined(math.nan) == [True]  # nothing is known in the first round
     assert ruined(99.0, 101.0, healthy=1.0) == [False, True]
     assert ruined(199.0, 201.0, healthy=1.0, closed=[[2.0]]) == [False, True]
+
+
+def test_rounds_that_were_undone_for_another_reason_do_not_lower_the_limit():
+    rounds = make_rounds(0.0)
+    for _ in range(2):
+        rounds.begin()
+        assert not rounds.is_ruined_by(0.5)
+        rounds.fail()
+    rounds.begin()
+    assert not rounds.is_ruined_by(1e9)  # nothing is known of signs, as before
+    assert rounds.is_ruined_by(math.inf)
 
 
 def test_what_two_rounds_in_a_row_have_is_no_longer_ruinous():

@@ -79,6 +79,37 @@ def test_a_stretch_counts_for_the_episodes_that_ended_in_it(tmp_path):
         tuner.score_of(tmp_path, 0)
 
 
+@pytest.mark.parametrize(("config", "rate"), [({"log_rate": -3}, 1e-3), ({"rate": 2e-3}, 2e-3)])
+def test_a_member_goes_on_from_its_checkpoint_stretch_by_stretch(config, rate, plan, monkeypatch, tmp_path):
+    reports, trained, pointer = [], [], tmp_path / "pointer"
+
+    def train_stretch(plan, parent, i, rate, member):
+        trained.append((parent, i, rate, member))
+        run = tmp_path / f"run {i}"
+        run.mkdir()
+        write_json(run / "summary.json", {"status": "diverged" if i == 2 else "finished"})
+        (run / "episodes.csv").write_text(f"global_step,episodic_return,episodic_length\n{100 * i + 50},{i},9\n")
+        return run
+
+    def report(metrics, checkpoint):
+        with checkpoint.as_directory() as directory:
+            reports.append(metrics | {"pointer": read_json(Path(directory, tuner.POINTER))})
+
+    pointer.mkdir()
+    write_json(pointer / tuner.POINTER, {"run": "run 0", "stretches": 1})
+    context = SimpleNamespace(get_trial_id=lambda: "abc_00002")
+    monkeypatch.setattr(tuner, "train_stretch", train_stretch)
+    monkeypatch.setattr(tuner.tune, "get_context", lambda: context)
+    monkeypatch.setattr(tuner.tune, "get_checkpoint", lambda: tuner.tune.Checkpoint.from_directory(pointer))
+    monkeypatch.setattr(tuner.tune, "report", report)
+    plan |= {"cwd": str(Path.cwd()), "gpus": 0, "moments": [0, 100, 200, 300, 400]}
+    tuner.train_member(config, plan)
+    runs = [tmp_path / f"run {i}" for i in (1, 2, 2)]  # which is not trained on once it has diverged
+    assert trained == [(Path("run 0"), 1, pytest.approx(rate), 2), (runs[0], 2, pytest.approx(rate), 2)]
+    assert [x["score"] for x in reports] == [1.0, tuner.WORST, tuner.WORST]
+    assert [x["pointer"] for x in reports] == [{"run": str(x), "stretches": i} for i, x in enumerate(runs, 2)]
+
+
 def test_the_best_member_is_the_one_that_ended_highest():
     results = [SimpleNamespace(metrics={"score": score}) for score in (1.0, 3.0, 2.0)]
     assert tuner.best_of(results) is results[1]
