@@ -1,5 +1,6 @@
 """What all training scripts promise alike of `--lr-control`, `--optimizer`, `--rollback` and the choice of arms."""
 
+import io
 import math
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 import dqn_atari_lrrl as dqn
+import dqn_minatar_lrrl as minatar
+import iqn_atari_lrrl as iqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
 from bandits import Bandit, Rounds
 from lrrl_utils.run import Run
 from lrrl_utils.schedules import scheduled_rate
+from lrrl_utils.state import capture
 from peak import Peak
 from tests import toy_envs
 
@@ -232,6 +236,66 @@ def test_a_round_that_ruins_the_agent_is_undone_to_the_bit_and_charged(
     assert run.rounds["feedback"][2] < (0 if "StepCounter" in small else 1) and len(run.rounds["round"]) >= 4
     model = torch.load(run.path / "model.pt", weights_only=True)
     assert all(torch.isfinite(x).all() for state in model.values() if isinstance(state, dict) for x in state.values())
+
+
+def as_bytes(objects):
+    torch.save(capture(objects), data := io.BytesIO())
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("script", ["dqn", "ppo", "sac"], indirect=True)
+def test_all_that_training_changes_goes_back_with_a_round(script, train, monkeypatch):
+    """Networks, targets, optimizers, statistics: whatever a script has told `Undoable`, and that is told."""
+    module, small, _ = script
+    told, kept, undone = [], [], []
+
+    class Spy(module.Undoable):
+        def __init__(self, *objects):
+            super().__init__(*objects)
+            told.extend(objects)
+
+        def keep(self):
+            kept[:] = [as_bytes(told)]
+            super().keep()
+
+        def undo(self):
+            undone.append(as_bytes(told) != kept[0])
+            super().undo()
+            assert as_bytes(told) == kept[0]
+
+    monkeypatch.setattr(module, "Undoable", Spy)
+    monkeypatch.setattr(Rounds, "has_collapsed", property(lambda self: bool(self.observations) and self.count == 2))
+    train(module.main, f"{small} --bandit uniform --total-timesteps 280")
+    assert undone == [True]
+    expected = {
+        dqn: ["QNetwork", "QNetwork", "Adam"],
+        ppo: ["Agent", "Adam", "RunningMeanStd", "RunningMeanStd"],
+        sac: ["Actor", "TwinCritics", "TwinCritics", "Tensor", "Adam", "Adam"],
+    }
+    assert [type(x).__name__ for x in told] == expected[module]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "healthy"),
+    [
+        (dqn, ATARI, 0.1),
+        (iqn, f"{ATARI} --num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4", 2),
+        (minatar, ATARI.replace("--padding valid", ""), 0.1),
+        (ppo, SCRIPTS["ppo"][1], 0.1),
+        (sac, SCRIPTS["sac"][1], 0.0),
+    ],
+)
+def test_a_script_says_how_large_a_healthy_loss_is(module, options, healthy, train, monkeypatch):
+    said, is_ruined_by = set(), Rounds.is_ruined_by
+    monkeypatch.setattr("lrrl_utils.atari.make_envs", lambda args, n: toy_envs.TinyGame(n, length=100))
+
+    def spy(self, sign, healthy=0.0):
+        said.add(healthy)
+        return is_ruined_by(self, sign, healthy)
+
+    monkeypatch.setattr(Rounds, "is_ruined_by", spy)
+    train(module.main, f"{options} --total-timesteps 120")
+    assert said == {healthy}
 
 
 def test_the_loss_of_a_round_that_was_undone_is_not_charged_to_the_next_arm(train, monkeypatch):

@@ -84,7 +84,7 @@ def test_no_name_gets_out_of_its_place(page):
     scripts = [tag for tag, _ in page.tags if tag == "script"]
     assert len(scripts) == 1 and "49" not in re.findall(r"\{\{.*?\}\}|49", page.text.replace(SHOWN, ""))
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert {"<script>alert(1)</script>" in page.text, "\x1b" in page.text} == {True, False}
+    assert "<script>alert(1)</script>" in page.text and "\x1b" not in page.text
     assert all(len(row) == len(table[0]) for table in page.tables for row in table)
 
 
@@ -108,7 +108,9 @@ def test_figures_are_there_as_pictures_with_texts_and_as_files(page, study):
 def test_it_has_every_run_and_every_gap(page):
     *tables, missing, left_out, runs = page.tables
     assert len(tables) == 4 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
-    assert runs[0][:8] == [f"{x} ↕".removesuffix(" ↕") for x in runs[0][:8]] and "lr_control" in runs[0]
+    assert runs[0][:6] == ["task", "variant", "seed", "status", "final_return", "auc"] and "lr_control" in runs[0]
+    shown = {tuple(row[2:6]) for row in runs[1:]}
+    assert shown >= {("1", "finished", "1,234", "617"), ("2", "finished", "2,469", "1,234")}
     assert "num_steps" not in runs[0] and "num_steps" in page.text  # shared by all
     known = {row[0].split("__")[1]: row[2:] for row in left_out[1:]}
     assert ["A-v0", "4", "interrupted", "1000"] in known.values() and ["", "", "", ""] in known.values()

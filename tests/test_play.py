@@ -1,9 +1,16 @@
-"""What play.py promises beyond tests/test_docs.py and test_dqn_minatar.py, which play: whose tasks it imports."""
+"""What play.py promises beyond tests/test_docs.py and test_dqn_minatar.py: whose tasks it imports, how agents act."""
 
 import gymnasium as gym
+import pytest
 
+import dqn_atari_lrrl as dqn
+import dqn_minatar_lrrl as minatar
+import iqn_atari_lrrl as iqn
 import play
 import ppo_continuous_lrrl as ppo
+import sac_mujoco_lrrl as sac
+from lrrl_utils import environments
+from lrrl_utils.atari import AtariGames
 from tests.conftest import PENDULUM
 from tests.toy_envs import StepCounter
 
@@ -28,3 +35,26 @@ def test_a_task_that_is_code_is_imported_once_it_is_named_again(train, refused, 
     assert f"if you trust it, add --env-id {TASK}" in refused(play.main, [folder])
     assert f"the run has {TASK}" in refused(play.main, [folder, "--env-id", "tests.toy_envs:Breaks-v0"])
     assert "rendering: no driver" in refused(play.main, [folder, "--env-id", TASK, "--record"])
+
+
+GAMES = "--batch-size 4 --learning-starts 40 --buffer-size 200 --total-timesteps 80 --eval-e 0.3"
+SCRIPTS = {
+    "ppo": (ppo, f"{PENDULUM} --total-timesteps 128"),
+    "sac": (sac, "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --total-timesteps 60"),
+    "dqn": (dqn, f"{GAMES} --padding same"),
+    "iqn": (iqn, f"{GAMES} --padding valid --num-tau-samples 4 --num-tau-prime-samples 4 --num-quantile-samples 4"),
+    "minatar": (minatar, GAMES),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_agent_acts_as_in_its_evaluation(name, train, monkeypatch):
+    script, options = SCRIPTS[name]
+    run = train(script.main, f"{options} --save-model --eval-episodes 1")
+    make_env = environments.make_env
+    monkeypatch.setattr(environments, "make_env", lambda args, render: make_env(args))  # without pictures
+    monkeypatch.setattr(gym.wrappers, "RecordVideo", lambda env, *_, **__: env)
+    monkeypatch.setattr(AtariGames, "write_film", lambda self, seed, actions: None)
+    args = play.Args(run.path, record=True)
+    play_it = play.play_task if name in ("ppo", "sac") else play.play_game
+    assert play_it(args, *play.load_run(run.path)) == run.summary["eval_returns"]

@@ -167,6 +167,72 @@ def test_log_probabilities_entropy_and_numpy_policy_agree_with_torch_distributio
     )
 
 
+@pytest.fixture
+def learn(train, monkeypatch):
+    """learn(options) trains, and returns its optimizer, its function of gradients and what these were taken of."""
+
+    def run(options):
+        learnt = SimpleNamespace(minibatches=[])
+
+        def spy(args, optimizer, gradients, make_update=ppo.make_update):
+            learnt.optimizer, learnt.gradients = optimizer, gradients
+            update = make_update(args, optimizer, gradients)
+            return lambda *minibatch: learnt.minibatches.append(minibatch) or update(*minibatch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ppo, "make_update", spy)
+            train(ppo.main, f"{SMALL} --total-timesteps 128 --lr-control constant {options}")
+        return learnt
+
+    return run
+
+
+def test_gradients_are_clipped_together_to_a_norm(learn, step_counter):
+    norms = []
+    for limit in (0.5, 1e9):
+        learnt = learn(f"{step_counter} --vf-coef 100 --max-grad-norm {limit}")
+        (gradient,), _ = learnt.gradients(*learnt.minibatches[0])
+        norms.append(gradient.norm().item())
+    assert norms[0] == pytest.approx(0.5, rel=1e-4) and norms[1] > 1 and learnt.optimizer.defaults["eps"] == 1e-5
+
+
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_advantages_have_mean_0_and_deviation_1_in_each_minibatch_unless_told_not_to(norm_adv, learn, step_counter):
+    minibatches = learn(f"{step_counter} {'' if norm_adv else '--no-norm-adv'}").minibatches
+    means, stds = np.transpose([(x[0].mean().item(), x[0].std().item()) for x in minibatches])
+    assert len(minibatches) == 2 * 2 * 4
+    assert (np.allclose(means, 0, atol=1e-5) and np.allclose(stds, 1, atol=1e-3)) == norm_adv
+
+
+def test_rewards_are_divided_by_the_deviation_of_discounted_returns_that_start_anew_with_every_episode(
+    learn, step_counter, monkeypatch
+):
+    rollouts, calculate_gae = [], ppo.calculate_gae
+    monkeypatch.setattr(
+        ppo,
+        "calculate_gae",
+        lambda args, rewards, *x: rollouts.append(rewards.copy()) or calculate_gae(args, rewards, *x),
+    )
+    learn(step_counter)
+    discounted, returns, expected = 0.0, [], []
+    for t in range(1, 129):  # whose reward is t; episodes take ten steps
+        discounted = 0.99 * discounted + t
+        returns.append(discounted)
+        expected.append(min(t / max(np.std(returns), 1e-4), 10))
+        discounted *= t % 10 > 0
+    assert np.concatenate(rollouts).ravel() == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_are_orthogonal_and_as_large_as_in_cleanrl():
+    agent = ppo.Agent(5, 3)
+    for network, last in ((agent.actor_mean, 0.01), (agent.critic, 1.0)):
+        for layer, std in zip(network[::2], (math.sqrt(2), math.sqrt(2), last)):
+            weight = layer.weight if len(layer.weight) <= layer.in_features else layer.weight.T
+            assert torch.allclose(weight @ weight.T, std**2 * torch.eye(len(weight)), atol=1e-5)
+            assert not layer.bias.any()
+    assert not agent.actor_logstd.any()
+
+
 def test_one_step_on_the_flat_parameters_equals_clipping_and_adam_on_each():
     def agent_and_loss():
         torch.manual_seed(0)

@@ -58,6 +58,17 @@ def test_the_return_feedback_waits_for_an_episode(train, step_counter):
     assert run.rounds["performance"].tolist() == run.episodes["episodic_return"][2:].tolist()
 
 
+def test_the_first_actions_are_random_and_fill_the_box(train, step_counter, monkeypatch):
+    actions, add = [], sac.ReplayBuffer.add
+    monkeypatch.setattr(sac.Actor, "act", lambda self, obs, noise: np.full((len(obs), 1), 0.125, np.float32))
+    monkeypatch.setattr(
+        sac.ReplayBuffer, "add", lambda self, obs, a, *x: actions.append(a.item()) or add(self, obs, a, *x)
+    )
+    train(sac.main, f"{step_counter} --learning-starts 50 --total-timesteps 60")
+    assert len(set(actions[:50])) == 50 and min(actions) < -0.8 and max(actions) > 0.8
+    assert 0.125 not in actions[:50] and actions[50:] == [0.125] * 10
+
+
 SCOPES = {  # how the three rates are made of the arms of the critics' and of the actor's bandit
     "joint": lambda critic, actor: (critic, 0.5 * critic, 2 * critic),
     "separate": lambda critic, actor: (critic, actor, 2 * critic),
