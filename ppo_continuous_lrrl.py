@@ -183,6 +183,8 @@ def main(argv=None):
     decide_compile(args, 200_000)
     if args.lr_control == "kl":
         check(args, "[1e-06, 0.01]", "learning_rate")
+        if args.update_epochs * args.num_minibatches == 1:
+            reject("--lr-control kl: needs two gradient steps an update or more, as before the first one the KL is 0")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size == args.num_minibatches:
         reject(f"--num-minibatches {args.num_minibatches}: must divide num-envs × num-steps = {batch_size} and be less")

@@ -124,6 +124,7 @@ BAD_INPUT = [  # programs, {command line: what the message says beside the optio
             "--target-kl 0.01": "no meaning",
             "--lr-control kl --target-kl 0": "(0, inf)",
             "--lr-control kl --learning-rate 0.1": "[1e-06, 0.01]",
+            "--lr-control kl --update-epochs 1 --num-minibatches 1": "two gradient steps",
         },
     ),
     (

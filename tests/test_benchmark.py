@@ -144,13 +144,15 @@ def cluster(monkeypatch):
     command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
     environment = {key: x for key, x in os.environ.items() if key != "PYTHONPATH"}
     head = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, head)
-    time.sleep(5)  # until its processes know each other
-    yield f"127.0.0.1:{port}"
-    for process in psutil.Process(head.pid).children(recursive=True):
-        process.kill()
-    head.kill()
-    head.wait()
+    try:
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, head)
+        time.sleep(5)  # until its processes know each other
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in psutil.Process(head.pid).children(recursive=True):
+            process.kill()
+        head.kill()
+        head.wait()
 
 
 def test_a_cluster_that_is_there_trains_the_runs(driver, cluster, tmp_path):

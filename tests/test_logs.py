@@ -105,10 +105,10 @@ def test_what_a_round_shows_is_what_its_row_says(train):
 
 def test_a_writer_that_hangs_at_the_end_is_left_behind(train, monkeypatch, capsys):
     monkeypatch.setattr(logs, "CLOSING_SECONDS", 0.1)
-    monkeypatch.setattr(logs.SummaryWriter, "close", lambda self: time.sleep(5))
+    monkeypatch.setattr(logs.SummaryWriter, "close", lambda self: time.sleep(60))
     start = time.monotonic()
     assert train(ppo.main, f"{PENDULUM} --total-timesteps 64").summary["status"] == "finished"
-    assert time.monotonic() - start < 4 and "TensorBoard's events (its writer hangs)" in capsys.readouterr().err
+    assert time.monotonic() - start < 30 and "TensorBoard's events (its writer hangs)" in capsys.readouterr().err
 
 
 # --- full disks -------------------------------------------------------------------------------------------------------
@@ -274,10 +274,11 @@ class WandbServer(BaseHTTPRequestHandler):
         pass
 
 
-def track(start, port, timesteps):
+def track(start, port, timesteps, seconds):
+    """A tracked run, which gives up after some seconds if its server does not answer."""
     environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
     options = f"--env-id Pendulum-v1 --num-steps 64 --num-minibatches 4 --update-epochs 1 --total-timesteps {timesteps}"
-    environment |= {"WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "1"}
+    environment |= {"WANDB_INIT_TIMEOUT": str(seconds), "WANDB_FINISH_TIMEOUT": "1"}
     return start(f"ppo_continuous_lrrl.py {options} --track", fresh=True, **environment)
 
 
@@ -293,7 +294,7 @@ def test_a_run_goes_on_offline_if_wandb_cannot_be_reached(start, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # of nobody, once this block has ended
-    run, _, error = finished(track(start, port, 1280), tmp_path)
+    run, _, error = finished(track(start, port, 1280, seconds=2), tmp_path)
     assert "tracking offline" in error and [*run.path.glob("wandb/offline-run-*/*.wandb")]
 
 
@@ -301,8 +302,9 @@ def test_a_run_goes_on_offline_if_wandb_cannot_be_reached(start, tmp_path):
 def test_a_run_goes_on_if_wandb_is_lost_on_the_way(trouble, start, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), WandbServer)
     threading.Thread(target=server.serve_forever).start()
+    WandbServer.posts.clear()
     try:
-        process = track(start, server.server_port, 12800)
+        process = track(start, server.server_port, 12800, seconds=60)
         wait_for(
             lambda: any(path.read_text().count("\n") > 1 for path in tmp_path.glob("runs/*/episodes.csv")), process
         )

@@ -5,6 +5,7 @@ import os
 import warnings
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
@@ -121,6 +122,23 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
     difference = f"{0.3 / (1 - untrained):.2f}"  # in every pair the same
     assert rows["lrrl"][2].strip() == f"{difference} [{difference}, {difference}]"
     assert rows["uniform"][2].strip() == ""
+
+
+def test_figures_show_every_variant_on_its_scale(tmp_path, monkeypatch):
+    for seed in (1, 2):
+        for task, best in (("Hopper-v5", 100.0), ("Walker2d-v5", 1000.0)):
+            write_run(tmp_path, task, seed, best, lr_control="constant", num_envs=1, num_steps=100)
+            write_run(tmp_path, task, seed, best / 2, bandit="uniform", num_envs=1, num_steps=100)
+    drawn, close = {}, plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: drawn.setdefault(len(drawn), figure))
+    report.main([str(tmp_path), "--normalize"])
+    curves, overall, profiles = (drawn[i].axes for i in range(3))
+    last = [[line.get_ydata()[-1] for line in axis.lines] for axis in (*curves, *overall)]
+    normalized = [(x - 7.5) / (100 - 7.5) for x in (90, 45, 100, 50)]  # untrained agents have a tenth of 75
+    assert last == [pytest.approx(x) for x in ([90, 45], [900, 450], normalized[:2])]  # before the last episode ends
+    steps = [line.get_xdata()[np.argmin(line.get_ydata() > 0.5)] for line in profiles[0].lines]
+    assert steps == pytest.approx(normalized[2:], abs=0.02)
+    close("all")
 
 
 def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
