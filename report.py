@@ -43,7 +43,7 @@ from lrrl_utils.scales import (
     tasks_of,
     what_a_sweep_brings,
 )
-from lrrl_utils.statistics import interquartile_mean, paired_mean, probability_of_improvement
+from lrrl_utils.statistics import interquartile_mean, paired_mean, plain_mean, probability_of_improvement
 from lrrl_utils.tables import Table, as_record, escape, show, show_interval, show_timesteps, to_csv
 from lrrl_utils.terminal import reject, say
 from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, find_mixed_options, group_runs
@@ -53,7 +53,7 @@ from lrrl_utils.variants import count_timesteps, find_missing, find_mixed_code, 
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]  # parent of the run folders, or a file of --compact
     baseline: tuple[str, ...] = ()  # variants, as the table names them: adds a column of differences to each
-    # whether to add a table over all tasks, on a scale where the untrained policy has 0 and the best constant rate 1
+    # whether to add tables over all tasks, on a scale where the untrained policy has 0 and the best constant rate 1
     normalize: bool = False
     figures: bool = True  # whether to draw figures and write report.html, too; tables alone are faster
     output: Path | None = None  # folder of the report (default: FOLDER; of a file, the folder beside it of its name)
@@ -104,11 +104,14 @@ def sum_costs(variants):
     return sums, timesteps
 
 
-def make_normalized_table(variants, returns, baselines=()):
-    """Over all tasks: interquartile means of `normalized_returns` and of paired differences."""
+def make_normalized_table(variants, returns, baselines=(), of_all=False):
+    """Over all tasks: interquartile means of `normalized_returns` and of paired differences; or means `of_all`."""
     costs, timesteps = sum_costs(variants)
-    titles = ["over all tasks", "seeds", *timesteps, "normalised final return: IQM [95 %]"]
-    table = Table(titles, 1, "minus {}'s, pair by pair: IQM [95 %]", baselines)
+    estimate_from, shown, recorded = interquartile_mean, "IQM", "normalised"
+    if of_all:
+        estimate_from, shown, recorded = plain_mean, "mean", "normalised mean"
+    titles = ["over all tasks", "seeds", *timesteps, f"normalised final return: {shown} [95 %]"]
+    table = Table(titles, 1, f"minus {{}}'s, pair by pair: {shown} [95 %]", baselines)
     for variant, scores in returns.items():
         row = [variant, str(len(scores)), *(show_timesteps(costs[variant]) for _ in timesteps)]
         record = {"task": "all", "variant": variant, "seeds": len(scores), "timesteps": costs[variant]}
@@ -118,9 +121,9 @@ def make_normalized_table(variants, returns, baselines=()):
             if len(seeds) < (1 if baseline is None else 2):
                 row.append("")
                 continue
-            estimate = interquartile_mean([scores[seed] - others.get(seed, 0.0) for seed in seeds])
+            estimate = estimate_from([scores[seed] - others.get(seed, 0.0) for seed in seeds])
             row.append(show_interval(*estimate, "{:.2f}".format))
-            record |= as_record("normalised" if baseline is None else f"normalised minus {baseline}", estimate)
+            record |= as_record(recorded if baseline is None else f"{recorded} minus {baseline}", estimate)
         table.rows.append(row)
         table.records.append(record)
     return table
@@ -128,15 +131,14 @@ def make_normalized_table(variants, returns, baselines=()):
 
 def make_sweep_table(returns, sweep, brought, variants):
     """What it brings to try so many of the constant rates `sweep` with a run each and to keep the best; and a run of
-    each other variant, with the same seeds."""
+    each variant, those rates included, with the same seeds."""
     costs = {
         name: np.mean([count_timesteps(variants[task, name][0]) for task in tasks_of(variants)]) for name in returns
     }
     cost = np.mean([costs[name] for name in sweep])
     rows = [(f"the best of {tried} constant rates", tried * cost, x) for tried, x in enumerate(brought, 1)]
     for name, scores in beside_sweep(returns, sweep).items():
-        if name not in sweep:
-            rows.append((name, costs[name], interquartile_mean(list(scores.values()))))
+        rows.append((name, costs[name], interquartile_mean(list(scores.values()))))
     table = Table(["with the seeds of the sweep", "timesteps on each task", "normalised final return: IQM [95 %]"], 1)
     for name, timesteps, estimate in rows:
         table.rows.append([name, show_timesteps(round(timesteps)), show_interval(*estimate, "{:.2f}".format)])
@@ -250,7 +252,7 @@ def write_report(args, variants, warnings, left_out, output):
         ruinous = {(one.task, one.constant_rate) for one in left_out if one.status == "diverged"}
         scales = find_scales(variants, ruinous)
         returns = normalized_returns(variants, scales)
-        tables.append(make_normalized_table(variants, returns, args.baseline))
+        tables += [make_normalized_table(variants, returns, args.baseline, of_all) for of_all in (False, True)]
         if sweep := find_sweep(variants, returns, ruinous):
             brought = what_a_sweep_brings(returns, sweep)
             tables.append(make_sweep_table(returns, sweep, brought, variants))

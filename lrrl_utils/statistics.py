@@ -16,13 +16,21 @@ CURVE_REPETITIONS = 1_000  # of what has many points
 CHOICES = 1_000  # of options that are tried
 
 
-def interquartile_mean(scores):
-    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval."""
+def interquartile_mean(scores, cut=0.25):
+    """Interquartile mean of `scores`, (seeds,) or (seeds, tasks), and the two ends of its interval.
+
+    `cut` is the share of the scores that is left out at either end; with 0 it is the plain mean.
+    """
     scores = np.array(scores, dtype=float).reshape(len(scores), -1)
     seeds = np.random.RandomState(0).choice(len(scores), (REPETITIONS, *scores.shape))
     samples = scores[seeds, np.arange(scores.shape[1])].reshape(REPETITIONS, -1)
-    low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5]) if len(scores) > 1 else [np.nan] * 2
-    return trim_mean(scores, 0.25, axis=None), low, high
+    low, high = np.percentile(trim_mean(samples, cut, axis=1), [2.5, 97.5]) if len(scores) > 1 else [np.nan] * 2
+    return trim_mean(scores, cut, axis=None), low, high
+
+
+def plain_mean(scores):
+    """As `interquartile_mean`, but of all scores: the highest and the lowest runs count as well."""
+    return interquartile_mean(scores, cut=0.0)
 
 
 def interquartile_curve(curves):

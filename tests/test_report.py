@@ -124,6 +124,20 @@ def test_normalised_returns_are_0_untrained_and_1_at_the_best_constant_rate_and_
     assert rows["uniform"][2].strip() == ""
 
 
+def test_over_all_tasks_means_stand_beside_interquartile_means(tmp_path, capsys):
+    for seed, final in enumerate((10.0, 10.0, 10.0, 10.0, 60.0), 1):
+        write_run(tmp_path, "A-v0", seed, 20.0, lr_control="constant", num_envs=1, num_steps=100)
+        write_run(tmp_path, "A-v0", seed, final, num_envs=1, num_steps=100)
+    report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "constant 0.0003"])
+    cells = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| lrrl")]
+    untrained = 2.0  # a tenth of 20, which is the mean of either variant
+    (of_middle, minus), (of_all, minus_of_all) = ((row[2], row[3]) for row in cells[:2])
+    assert of_middle.startswith(f"{(10 - untrained) / (20 - untrained):.2f} [") and minus.startswith("-0.56 [")
+    assert of_all.startswith("1.00 [") and minus_of_all.startswith("0.00 [")
+    table = pandas.read_csv(tmp_path / "report.csv").query("task == 'all' and variant == 'lrrl'")
+    assert table["normalised mean minus constant 0.0003"].dropna().item() == pytest.approx(0, abs=1e-12)
+
+
 def test_figures_show_every_variant_on_its_scale(tmp_path, monkeypatch):
     for seed in (1, 2):
         for task, best in (("Hopper-v5", 100.0), ("Walker2d-v5", 1000.0)):
@@ -175,9 +189,11 @@ def test_the_table_of_a_sweep_has_what_the_best_of_so_many_rates_costs_and_bring
     untrained = 0.1 * np.mean([100, 50, 70] * 3 + [90, 80])
     worse, bandit = ((x - untrained) / (100 - untrained) for x in (50, 70))
     of_one = (1 + worse) / 2
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+    assert capsys.readouterr().out.splitlines()[-5:] == [
         f"| the best of 1 constant rates | 1k | {of_one:.2f} [{of_one:.2f}, {of_one:.2f}] |",
         "| the best of 2 constant rates | 2k | 1.00 [1.00, 1.00] |",
+        "| constant 0.001 | 1k | 1.00 [1.00, 1.00] |",
+        f"| constant 0.01 | 1k | {worse:.2f} [{worse:.2f}, {worse:.2f}] |",
         f"| lrrl | 1k | {bandit:.2f} [{bandit:.2f}, {bandit:.2f}] |",
     ]
 
@@ -433,7 +449,7 @@ def test_a_note_on_code_is_escaped_and_stands_between_the_tables(tmp_path, capsy
         write_run(tmp_path, "Hopper-v5", seed, 10.0, lr_control="constant", code=code, learning_starts=100)
     report.main([str(tmp_path), "--no-figures", "--normalize"])
     output, error = capsys.readouterr()
-    _, note, overall = output.split("\n\n")
+    _, note, overall, _ = output.split("\n\n")
     assert "(&#60;b&#62;.py)" in note and "|" not in note and overall.startswith("| over all tasks")
     assert error.count("\n") == 1 and "(<b>.py)" in error
 
@@ -573,7 +589,7 @@ def test_what_a_population_has_cost_is_a_column(tmp_path, capsys):
         options = {"lr_control": "constant", "total_timesteps": 300_000, "num_envs": 1, "num_steps": 100}
         write_run(tmp_path / "fixed", "A-v0", seed, 5.0, **options)
     report.main([str(tmp_path), "--no-figures", "--normalize", "--baseline", "fixed"])
-    _, overall, improvements = capsys.readouterr().out.split("\n\n")
+    _, overall, _, improvements = capsys.readouterr().out.split("\n\n")
     for table in (overall, improvements):
         assert "| timesteps |" in table and "| 1.2M |" in table and "| 300k |" in table
 

@@ -13,6 +13,7 @@ from lrrl_utils.statistics import (
     interquartile_curve,
     interquartile_mean,
     performance_profile,
+    plain_mean,
     probability_of_improvement,
 )
 from lrrl_utils.tables import show_interval
@@ -34,6 +35,9 @@ def test_estimates_are_those_of_rliable():
     np.random.seed(0)
     theirs = library.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=10_000)
     np.testing.assert_allclose(interquartile_mean(scores), [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
+    np.random.seed(0)
+    theirs = library.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_mean(x)]), reps=10_000)
+    np.testing.assert_allclose(plain_mean(scores), [theirs[0][""][0], *theirs[1][""][:, 0]], rtol=1e-9)
 
 
 def test_the_best_of_some_options_is_kept_and_counts_for_its_other_seeds():
