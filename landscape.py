@@ -256,6 +256,9 @@ def main(argv=None):
     descriptor = reserve("FOLDER", args.folder)
     try:
         make_landscape(args)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on", "stderr")
+        raise SystemExit(130) from None
     finally:
         os.close(descriptor)
 

@@ -17,6 +17,7 @@ import math
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from lrrl_utils.command_line import check, parse_args
 from lrrl_utils.ranges import Count, NonNegative, Positive, PositiveShare, Seed, Window
 from lrrl_utils.rivals import make_bandit
 from lrrl_utils.schedules import ArmSet, scheduled_rate
+from lrrl_utils.scripts import reserve
 from lrrl_utils.terminal import reject, reject_errors
 
 matplotlib.use("Agg")
@@ -163,7 +165,7 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
 
 def end_with_parent():
     """Let Linux end this worker when the program that started it has gone, however it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program, too, which kills its workers
     if hasattr(ctypes.CDLL(None), "prctl"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -262,15 +264,19 @@ def main(argv=None):
     if len(args.learning_rates) < 2:
         reject(f"--learning-rates {args.learning_rates[0]:g}: must be two rates or more")
     folder = Path(args.run_dir, "nonconvex")
-    with reject_errors(f"--run-dir {args.run_dir}"):
-        folder.mkdir(parents=True, exist_ok=True)
+    reserve("--run-dir", folder)
 
     results = {}
     with ProcessPoolExecutor(initializer=end_with_parent) as pool:
-        for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
-            results[name] = lives
-            plot(args, name, lives, folder / f"{name}.png")
-            print(f"{name} done", flush=True)
+        try:
+            for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
+                results[name] = lives
+                plot(args, name, lives, folder / f"{name}.png")
+                print(f"{name} done", flush=True)
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.kill()
+            raise SystemExit(130) from None
 
     report = make_report(results)
     print(report)

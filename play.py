@@ -93,6 +93,7 @@ def play_game(args, script, options, model):
     """Raw returns of games of Atari or MinAtar, which are filmed in colour once they have ended."""
     options.capture_video, options.checkpoint_interval = True, 0
     rng = np.random.default_rng(options.seed)
+    torch.manual_seed(options.seed)  # for IQN's quantiles
     is_minatar = options.env_id.startswith("MinAtar/")
     games_class = minatar.MinAtarGames if is_minatar else atari.AtariGames
     games = games_class(options, 1, rng, is_filmed=lambda game: True)
@@ -119,7 +120,7 @@ def main(argv=None):
     script, options, model = load_run(args.folder, args.env_id)
     play = play_game if "q_network" in model else play_task
     returns = play(args, script, options, model)
-    has_videos = args.record or play is play_game
+    has_videos = any((args.folder / "played").glob("*.mp4"))
     say(f"mean return {np.mean(returns):.1f}" + (f", videos in {args.folder / 'played'}" if has_videos else ""))
 
 

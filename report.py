@@ -192,7 +192,7 @@ def read_study(paths, with_unfinished=False):
             option = "FOLDER" if path == paths[0] else "--also"
             reject(f"{option} {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
         runs, records, left_out = runs + finished, records + found, left_out + gaps
-    return group_runs(runs, paths[0]), records, left_out
+    return group_runs(runs, paths), records, left_out
 
 
 def is_unfinished(left_out):
@@ -249,7 +249,7 @@ def write_report(args, variants, warnings, left_out, output):
     """Print the tables as Markdown, and write all of the report into the folder `output`."""
     tables = [make_table(variants, args.baseline)]
     if args.normalize:
-        ruinous = {(one.task, one.constant_rate) for one in left_out if one.status == "diverged"}
+        ruinous = [one.options for one in left_out if one.status == "diverged"]
         scales = find_scales(variants, ruinous)
         returns = normalized_returns(variants, scales)
         tables += [make_normalized_table(variants, returns, args.baseline, of_all) for of_all in (False, True)]

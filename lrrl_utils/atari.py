@@ -206,6 +206,7 @@ def evaluate(args, act, run, games_class=AtariGames):
     args = copy.copy(args)
     args.capture_video, args.checkpoint_interval = False, 0
     rng = np.random.default_rng(args.seed)
+    torch.manual_seed(args.seed)  # for IQN's quantiles
     games, returns = games_class(args, 1, rng), []
     while len(returns) < args.eval_episodes:
         actions = act(games.obs, rng)

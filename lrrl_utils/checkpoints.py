@@ -155,7 +155,8 @@ class Checkpoints:
         self.identity = identity(args)
         self.journal = None
         if replay and self.interval:
-            spare = 4 * (self.interval // replay.rings + replay.rings)
+            interval = min(self.interval, args.total_timesteps)  # a huge one means: only when stopped
+            spare = 4 * (interval // replay.rings + replay.rings)
             path = self.folder / "replay.bin"
             try:
                 self.journal = Journal(path, replay.dtype, replay.rings, replay.capacity, spare)

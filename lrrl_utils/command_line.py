@@ -40,8 +40,8 @@ MEANINGS = {  # {option that chooses: {option: the choices that it has a meaning
     "tuner": dict.fromkeys(("population", "tuner_range", "tuner_rounds"), ("pb2", "pbt")),
 }
 MAY_CHANGE = (  # when a run is resumed: no step depends on them, but for games, which get a new seed if they are filmed
-    *("resume", "run_dir", "track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes"),
-    *("capture_video", "keep_replay"),
+    *("resume", "run_dir"),  # that the folder lies in
+    *("track", "wandb_project_name", "wandb_entity", "save_model", "eval_episodes", "capture_video", "keep_replay"),
 )
 
 
@@ -161,7 +161,8 @@ def merge_with_resumed(args_class, args, presets=None):
         if value == before or name in MAY_CHANGE:
             continue
         if name != "total_timesteps":
-            reason = f"and must keep it; what may change is {', '.join(map(option_name, MAY_CHANGE[1:]))}"
+            may_change = ", ".join(map(option_name, ("total_timesteps", *MAY_CHANGE[2:])))
+            reason = f"and must keep it; what may change is {may_change}"
         elif merged.lr_control in ("linear", "cosine") or (
             getattr(merged, "exploration_fraction", None) and "exploration_steps" not in given_options(command_line)
         ):
@@ -174,5 +175,7 @@ def merge_with_resumed(args_class, args, presets=None):
     if status == "finished" and merged.total_timesteps == resumed.total_timesteps:
         reject(f"--resume {args.resume}: has finished; if it has a checkpoint, more --total-timesteps let it go on")
     merged.run_dir = str(Path(args.resume).parent)
+    if "run_dir" in given_options(args.command_line) and not Path(args.run_dir, Path(args.resume).name).exists():
+        reject(f"--run-dir {args.run_dir}: a run that is resumed stays where it is, in {merged.run_dir}")
     merged.command_line = command_line + args.command_line
     return merged

@@ -20,7 +20,29 @@ def check_share(name, x):
     return x
 
 
-class Exp3(Bandit):
+class ScaledBandit(Bandit):
+    """What the bandits of others share: the range of all feedbacks so far. Arguments and errors as for `Bandit`."""
+
+    def __init__(self, arms, window=5, seed=0):
+        super().__init__(arms, window, seed)
+        self.worst, self.best = math.inf, -math.inf  # feedback so far
+
+    def learn(self, feedback):
+        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
+
+    def fail(self, performance, before=()):
+        worst, best = self.worst, self.best
+        feedback = super().fail(performance, before)
+        self.worst, self.best = worst, best  # in a range that the charge has widened, all other arms would look alike
+        return feedback
+
+    def scale(self, feedback):
+        """`feedback`, a number or an array, in the range so far: in [0, 1]."""
+        size = self.best - self.worst
+        return np.clip((feedback - self.worst) / size, 0.0, 1.0) if size > 0 else 0.0 * feedback
+
+
+class Exp3(ScaledBandit):
     """Exponential weights with importance-weighted rewards, made to forget.
 
     Auer, Cesa-Bianchi, Freund and Schapire, "The Nonstochastic Multiarmed Bandit Problem", SIAM J. Comput. 2002, Exp3:
@@ -44,7 +66,6 @@ class Exp3(Bandit):
         self.decay = check_share("decay", decay)
         self.exploration = check_share("exploration", exploration)
         self.gains = np.zeros(len(self.arms))  # G
-        self.worst, self.best = math.inf, -math.inf  # feedback so far
 
     @property
     def probabilities(self):
@@ -52,14 +73,13 @@ class Exp3(Bandit):
         return (1 - self.exploration) * np.exp(gains) / np.exp(gains).sum() + self.exploration / len(self.arms)
 
     def learn(self, feedback):
-        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
-        reward = (feedback - self.worst) / (self.best - self.worst or 1.0)
+        super().learn(feedback)
         probability = self.probabilities[self.arm]
         self.gains *= self.decay
-        self.gains[self.arm] += reward / probability
+        self.gains[self.arm] += self.scale(feedback) / probability
 
 
-class UCB(Bandit):
+class UCB(ScaledBandit):
     """What the bandits share that pull the arm of the largest index: mean reward plus `bonus`, new arms before others.
 
     Past rewards are scaled anew when the range grows. What an arm has earned and how often it was pulled is discounted
@@ -71,7 +91,6 @@ class UCB(Bandit):
         self.decay = check_share("decay", decay)
         self.totals, self.pulls = np.zeros(len(self.arms)), np.zeros(len(self.arms))
         self.rounds = 0
-        self.worst, self.best = math.inf, -math.inf  # feedback so far
 
     def bonus(self, pulls):
         """What is added to the mean rewards of arms with as many `pulls`, (K,) and positive."""
@@ -86,13 +105,13 @@ class UCB(Bandit):
     def probabilities(self):
         new = self.pulls <= 0
         pulls = np.where(new, 1.0, self.pulls)
-        means = (self.means - self.worst) / (self.best - self.worst or 1.0) if self.rounds else 0.0
+        means = self.scale(self.means) if self.rounds else 0.0
         indices = np.where(new, np.inf, means + self.bonus(pulls))
         return np.eye(len(self.arms))[indices.argmax()]
 
     def learn(self, feedback):
+        super().learn(feedback)
         self.rounds += 1
-        self.worst, self.best = min(self.worst, feedback), max(self.best, feedback)
         self.totals *= self.decay
         self.pulls *= self.decay
         self.totals[self.arm] += feedback
@@ -118,7 +137,7 @@ class MOSS(UCB):
 class DUCB(UCB):
     """Discounted UCB: N_k the discounted pulls of arm k, bonus 2 sqrt(½ log(Σ_i N_i) / N_k).
 
-    Garivier and Moulines, "On Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011, with their
+    Garivier and Moulines, "On Upper-Confidence Bound Policies for Switching Bandit Problems", ALT 2011, with
     ξ = 1/2 and rewards bounded by 1. `decay` is their γ; 1 is UCB1. Arguments and errors as for `UCB`.
     """
 

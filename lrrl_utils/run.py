@@ -60,8 +60,7 @@ class Run(Logs):
 
     def __init__(self, args, state, device, bandits=None, checkpoint=None, replay=None, **derived):
         self.args, self.device, self.derived = args, device, derived
-        self.global_step = 0
-        self.summary = {}  # what a script adds to summary.json
+        self.global_step, self.summary = 0, {}  # the summary is what a script adds to summary.json
         self.clock, self.now, self.next_update = None, 0.0, 0.0
         self.bar = self.signal = None
         script, bandits_py = Path(sys.modules[type(args).__module__].__file__), Path(inspect.getfile(Rounds))
@@ -112,8 +111,8 @@ class Run(Logs):
 
     def __enter__(self):
         def stop(signum, frame):
-            if self.signal and (signum != self.signal or time.monotonic() > self.signal_time + 1):
-                raise Stopped(128 + signum)  # somebody insists; a parent that dies sends one for each of its threads
+            if self.signal and time.monotonic() > self.signal_time + 1:
+                raise Stopped(128 + signum)  # somebody insists; systems and parents that end send several at once
             if not self.signal:  # only that: whatever is going on here may hold a lock
                 self.signal, self.signal_time = signum, time.monotonic()
 
@@ -136,9 +135,9 @@ class Run(Logs):
             for name in (name for name in origin if before[name] != origin[name]):
                 say(f"--resume: begun with {name} {before[name]}, this is {origin[name]}", "stderr")
             config["resumed"] = [*begun.get("resumed", ()), before | {"global_step": self.global_step}]
-        self.write_json("config.json", config)
         self.open_tables(self.resumed and self.resumed["sizes"])
-        self.write_summary("running")
+        self.write_summary("running")  # before the config, whose timesteps a finished run is not to have
+        self.write_json("config.json", config)
         self.open_tensorboard(config, self.global_step + 1 if self.resumed else None)
         if self.args.track:
             self.open_wandb(self.args, config, self.code)
@@ -146,8 +145,8 @@ class Run(Logs):
             say("--cuda: no GPU found, training on the CPU", "stderr")
         if sys.stderr and sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            start = {"initial": self.global_step}
-            self.bar = tqdm(total=self.args.total_timesteps, bar_format=layout, dynamic_ncols=True, **start)
+            of = {"total": self.args.total_timesteps, "initial": self.global_step}
+            self.bar = tqdm(bar_format=layout, dynamic_ncols=True, **of)
 
     def __exit__(self, error_type, error, traceback):
         for signum in self.handlers:
@@ -160,7 +159,8 @@ class Run(Logs):
         elif error:
             status, exit_code = "failed", getattr(error, "code", 1) or 1  # an environment may raise SystemExit(0)
         self.on_exit.callback(self.checkpoints.close, status != "finished" or getattr(self.args, "keep_replay", False))
-        for finish in (lambda: self.write_summary(status), self.on_exit.close, self.close, self.plot):
+        steps = (lambda: self.write_summary(status), self.on_exit.close, self.close, self.plot)
+        for finish in (*steps, steps[0]):  # the summary once more: a replay that is gone has made room
             try:
                 finish()
             except Exception as problem:  # what comes after can still be saved

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrrl_utils.files import open_regular
 from lrrl_utils.measures import read_csv
 
 LARGEST = 1e30  # numbers beyond it overflow in sums and figures
@@ -59,7 +60,7 @@ class LeftOut:
     seed: str = ""
     status: str = ""
     step: str = ""
-    constant_rate: float | None = None
+    options: dict | None = None  # see `options_of`
 
 
 def clean(text):
@@ -72,7 +73,8 @@ def clean(text):
 
 
 def read_text(path):
-    return path.read_text(encoding="utf-8")
+    with open(open_regular(path), encoding="utf-8") as file:
+        return file.read()
 
 
 def read_columns(path):
@@ -155,6 +157,11 @@ def parse_config(text):
     return config | {"env_id": clean(config["env_id"]), "exp_name": config.get("exp_name") or "unknown"}
 
 
+def options_of(config):
+    """What makes runs different, but for their seed."""
+    return {key: x for key, x in config.items() if key not in NO_OPTIONS}
+
+
 def check_columns(columns, *names):
     if len({len(x) for x in columns.values()}) > 1:
         raise ValueError("holds rows of different lengths")
@@ -189,16 +196,16 @@ def parse_part(record, part, parse):
 
 def describe(record, reason):
     """The LeftOut of a record, with what its JSON files tell of it."""
-    known, rate = {}, None
+    known, options = {}, None
     try:
         config, summary = parse_config(record.config), parse_dict(record.summary)
         known = {"task": config["env_id"], "seed": config["seed"]}
         known |= {"status": summary.get("status"), "step": summary.get("global_step", "")}
-        rate = config["learning_rate"] if config["lr_control"] == "constant" else None
+        options = options_of(config)
     except Exception:  # tells of nothing, then
         known = {}
     known = {key: clean(f"{x!s:.60}") for key, x in known.items()}
-    return LeftOut(record.folder, clean(f"{reason!s:.200}"), **known, constant_rate=rate)
+    return LeftOut(record.folder, clean(f"{reason!s:.200}"), **known, options=options)
 
 
 def select_runs(records):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lrrl_utils.runs import options_of
 from lrrl_utils.statistics import best_of
 from lrrl_utils.terminal import reject
 from lrrl_utils.variants import differing
@@ -27,9 +28,8 @@ def first_update(run):
 
 
 def has_constant_rate(run, ruinous):
-    """Whether a run has a constant rate, and none of the `ruinous` ones, {(task, rate)}, with which a run diverged."""
-    config = run.config
-    return config["lr_control"] == "constant" and (config["env_id"], config["learning_rate"]) not in ruinous
+    """Whether a run has a constant rate, and not the options of a run that diverged, `ruinous`: [`options_of`, …]."""
+    return run.config["lr_control"] == "constant" and options_of(run.config) not in ruinous
 
 
 def find_scale(task, groups, ruinous):

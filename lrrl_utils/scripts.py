@@ -167,11 +167,13 @@ def has_ended_beyond(folder, timestep):
 
 
 def step_of(folder):
-    """The timestep of the last checkpoint in a run folder, 0 without one."""
+    """The timestep of the last checkpoint in a run folder that can be read, 0 without one."""
     import torch  # takes long, and a program that only starts scripts needs it nowhere else
 
-    path = folder / "checkpoint.pt"
-    return torch.load(path, weights_only=True)["run"]["global_step"] if path.exists() else 0
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        with contextlib.suppress(Exception):  # a damaged file can raise nearly anything
+            return torch.load(folder / name, weights_only=True)["run"]["global_step"]
+    return 0
 
 
 def start_branch(snapshot, folder, learning_rate, key):

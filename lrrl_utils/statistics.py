@@ -40,6 +40,8 @@ def interquartile_curve(curves):
     drawn = np.random.RandomState(0).choice(seeds, (CURVE_REPETITIONS, seeds, tasks))
     samples = curves[drawn, np.arange(tasks)].reshape(CURVE_REPETITIONS, -1, points)
     low, high = np.percentile(trim_mean(samples, 0.25, axis=1), [2.5, 97.5], axis=0)
+    if seeds == 1:
+        low = high = np.full(points, np.nan)
     return trim_mean(curves.reshape(-1, points), 0.25, axis=0), low, high
 
 
@@ -57,6 +59,8 @@ def performance_profile(scores, thresholds):
     rng = np.random.default_rng(0)
     shares = [draw_counts(rng, len(above)) @ of_task / len(above) for of_task in above.swapaxes(0, 1)]
     low, high = np.percentile(np.mean(shares, axis=0), [2.5, 97.5], axis=0)
+    if len(above) == 1:
+        low = high = np.full(len(low), np.nan)
     return above.mean(axis=(0, 1)), low, high
 
 

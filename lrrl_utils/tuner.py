@@ -1,7 +1,7 @@
 """A population of runs, whose constant rates Ray Tune changes as they go: PB2 and PBT, rivals that cost several runs.
 
 PB2: Parker-Holder et al., "Provably Efficient Online Hyperparameter Optimization with Population-Based Bandits",
-NeurIPS 2020. PBT: Jaderberg et al., arXiv 1711.09846. Both are Ray Tune's own, over log10 of the rate.
+NeurIPS 2020. PBT: Jaderberg et al., arXiv 1711.09846. Both are Ray Tune's own; PB2 works on log10 of the rate.
 
 Each member trains in stretches. After a stretch, all are compared by the mean return of the episodes that ended in it;
 the worst go on from a copy of the best one's checkpoint, with another rate. A stretch is a run folder, a branch of the

@@ -1,6 +1,6 @@
 """Runs put together: which of them are seeds of one variant, what it is called, and which runs are missing."""
 
-from lrrl_utils.runs import NO_OPTIONS, clean
+from lrrl_utils.runs import clean, options_of
 from lrrl_utils.terminal import reject
 
 CONTROL_OPTIONS = {  # those that make variants of different names different, and mean nothing to some of them
@@ -13,7 +13,7 @@ CONTROL_OPTIONS = {  # those that make variants of different names different, an
 
 def differing(runs):
     """The options in which `runs` differ."""
-    options = [{key: x for key, x in run.config.items() if key not in NO_OPTIONS} for run in runs]
+    options = [options_of(run.config) for run in runs]
     keys = dict.fromkeys(key for these in options for key in these)
     return [key for key in keys if any(these.get(key) != options[0].get(key) for these in options)]
 
@@ -51,10 +51,11 @@ def derive_names(runs):
     return variants
 
 
-def group_runs(runs, study):
+def group_runs(runs, studies):
     """{(task, variant): [run, …]}, in the order of the seeds; `reject` a variant that is not one.
 
     A variant has the name of the folder that its runs lie in, or a derived one if they lie in that of the study.
+    `studies` are the paths that the runs come from.
     """
     named, unnamed = {}, []
     for run in runs:
@@ -68,14 +69,16 @@ def group_runs(runs, study):
         variants[names] = variants.get(names, []) + group
         if different := differing(variants[names]):
             task, variant = names
-            reject(f"{study}: holds runs of {task}, {variant} that differ in {', '.join(different)}")
+            reject(
+                f"{' '.join(map(str, studies))}: holds runs of {task}, {variant} that differ in {', '.join(different)}"
+            )
     if named:  # else the order is that of the names without their options
         variants = dict(sorted(variants.items()))
     for (task, name), group in variants.items():
         group.sort(key=lambda run: run.config["seed"])
         seeds = [run.config["seed"] for run in group]
         if len(set(seeds)) < len(seeds):
-            reject(f"{study}: holds a seed more than once for {task}, {name}: {seeds}")
+            reject(f"{' '.join(map(str, studies))}: holds a seed more than once for {task}, {name}: {seeds}")
     return variants
 
 

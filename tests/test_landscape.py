@@ -122,6 +122,27 @@ def test_a_branch_that_was_cut_short_is_made_again_to_the_byte(made):
     assert (folder / "episodes.csv").read_bytes() == whole
 
 
+def test_a_damaged_checkpoint_has_the_step_of_the_one_before(stopped):
+    step, before = scripts.step_of(stopped), torch.load(stopped / "checkpoint.prev.pt")["run"]["global_step"]
+    assert step > before > 0
+    (stopped / "checkpoint.pt").write_bytes(b"torn")
+    assert scripts.step_of(stopped) == before
+    (stopped / "checkpoint.pt").unlink()
+    assert scripts.step_of(stopped) == before
+    (stopped / "checkpoint.prev.pt").unlink()
+    assert scripts.step_of(stopped) == 0
+
+
+def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(landscape, "make_landscape", interrupt)
+    with pytest.raises(SystemExit) as end:
+        landscape.main([str(tmp_path / "new"), "--command", COMMAND, *OPTIONS])
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
 @pytest.mark.parametrize(
     ("status", "step", "ended"),
     [("finished", 800, True), ("finished", 400, False), ("diverged", 400, True), ("interrupted", 800, False)],

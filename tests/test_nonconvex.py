@@ -2,14 +2,18 @@
 
 import csv
 import math
+import signal
+import time
 
 import matplotlib.image
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import nonconvex_lrrl as nonconvex
 from lrrl_utils.rivals import make_bandit
+from tests.conftest import wait_for
 
 SMALL = ["--num-seeds", "2", "--num-starts", "2", "--num-steps", "20", "--bandit-interval", "5"]
 
@@ -139,6 +143,16 @@ def test_one_call_leaves_every_variant_in_table_csv_and_figures_and_repeats(tmp_
     some = [r for r in rows if (r["function"], r["optimizer"], r["variant"]) == ("ackley", "adam", "linear")]
     median = np.median([float(row["final_value"]) for row in some])
     assert f"| adam | linear | {median:.3g} [" in report.split("## ackley")[1]
+
+
+def test_an_interrupt_ends_it_at_once_and_two_at_a_time_are_refused(tmp_path, start, refused):
+    process = start("nonconvex_lrrl.py --num-starts 1000 --num-steps 100000", fresh=True)  # which takes hours
+    folder = tmp_path / "runs" / "nonconvex"
+    wait_for(lambda: folder.exists() and psutil.Process(process.pid).children(recursive=True), process)
+    assert "a process is still working there" in refused(nonconvex.main, ["--run-dir", tmp_path / "runs"])
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130 and "Traceback" not in process.stderr.read()
 
 
 def test_arms_have_names_too(tmp_path, capsys, monkeypatch):

@@ -107,7 +107,7 @@ def test_figures_are_there_as_pictures_with_texts_and_as_files(page, study):
 
 def test_it_has_every_run_and_every_gap(page):
     *tables, missing, left_out, runs = page.tables
-    assert len(tables) == 4 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
+    assert len(tables) == 5 and len(runs) == 1 + 14 and len(left_out) == 1 + 2
     assert runs[0][:6] == ["task", "variant", "seed", "status", "final_return", "auc"] and "lr_control" in runs[0]
     shown = {tuple(row[2:6]) for row in runs[1:]}
     assert shown >= {("1", "finished", "1,234", "617"), ("2", "finished", "2,469", "1,234")}

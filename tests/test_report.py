@@ -11,6 +11,7 @@ import pandas
 import pytest
 
 import report
+from lrrl_utils.runs import options_of
 from lrrl_utils.scales import find_scales, find_sweep, normalized_returns
 from lrrl_utils.variants import find_missing
 from tests.studies import read_table, write_run
@@ -171,7 +172,8 @@ def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
     assert sweep() == ["constant 0.0003", "constant 0.01"]
     write_run(tmp_path, "Hopper-v5", 3, 50.0, lr_control="constant", learning_rate=1e-1, **before)
     assert sweep() == ["constant 0.0003", "constant 0.01"]
-    assert sweep({("Hopper-v5", 1e-2)}) == []  # with another seed it has diverged
+    with_another_seed = options_of(read_variants(tmp_path)["Hopper-v5", "constant 0.01"][0].config)
+    assert sweep([with_another_seed]) == []  # it has diverged
     for seed in (1, 2):  # which differ in more than the rate
         write_run(tmp_path, "Hopper-v5", seed, 90.0, lr_control="constant", learning_rate=1e-2, gamma=0.9, **before)
     assert sweep() == []
@@ -203,12 +205,23 @@ def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, cap
         write_run(tmp_path, "A-v0", seed, 90.0 + 5 * seed, lr_control="constant", num_envs=2, num_steps=50)
         status = "finished" if seed == 1 else "diverged"
         write_run(tmp_path, "A-v0", seed, 300.0, status, lr_control="constant", learning_rate=0.1)
-    (zero, one) = find_scales(read_variants(tmp_path), {("A-v0", 0.1)})["A-v0"]
+    (high,) = next(runs for (_, name), runs in read_variants(tmp_path).items() if name.startswith("constant 0.1"))
+    (zero, one) = find_scales(read_variants(tmp_path), [options_of(high.config)])["A-v0"]
     assert one == 100  # the mean of its seeds
     assert zero == np.mean([9.5, 10, 10.5])  # at timestep 100, before the first update of two environments
     report.main([str(tmp_path), "--normalize", "--no-figures"])
     assert "runs that have diverged count nowhere: " in (text := capsys.readouterr().out) and text.count("A-v0__") == 2
     assert "| 3 | 1.00 [0.94, 1.06] |" in text  # the other rate does not set the scale
+
+
+def test_a_rate_that_diverged_with_another_optimizer_may_set_the_scale(tmp_path, capsys):
+    options = {"lr_control": "constant", "num_envs": 1, "num_steps": 100}
+    for seed in (1, 2):
+        write_run(tmp_path, "A-v0", seed, 100.0, learning_rate=1e-2, optimizer="adam", **options)
+        write_run(tmp_path, "A-v0", seed, 40.0, learning_rate=1e-3, optimizer="adam", **options)
+    write_run(tmp_path, "A-v0", 1, 1.0, "diverged", learning_rate=1e-2, optimizer="sgd", **options)
+    report.main([str(tmp_path), "--normalize", "--no-figures"])
+    assert "| constant 0.01 | 2 | 1.00 [1.00, 1.00] |" in capsys.readouterr().out
 
 
 def test_the_best_constant_rate_may_have_fewer_seeds(tmp_path):
@@ -606,6 +619,16 @@ def test_what_several_tasks_lack_or_pool_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [expected[0], f"warning: {expected[1]}"]
 
 
+def test_a_link_in_a_run_folder_is_not_followed(tmp_path, capsys):
+    write_run(tmp_path / "study", "A-v0", 1, 10.0)
+    folder = write_run(tmp_path / "study", "A-v0", 2, 20.0)
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    report.main([str(tmp_path / "study"), "--no-figures"])
+    output, error = capsys.readouterr()
+    assert [row[2] for row in read_table(output)] == ["1"] and f"left out: {folder} (config.json: " in error
+
+
 def test_more_studies_stand_beside_the_first(tmp_path, capsys):
     first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "both.parquet"
     write_run(first, "A-v0", 1, 10.0)
@@ -621,7 +644,7 @@ def test_more_studies_stand_beside_the_first(tmp_path, capsys):
     assert read_table(capsys.readouterr().out) == rows
     with pytest.raises(SystemExit) as end:
         report.main([str(first), "--also", str(first), "--no-figures"])
-    assert end.value.code == 2 and "holds a seed more than once" in capsys.readouterr().err
+    assert end.value.code == 2 and f"{first} {first}: holds a seed more than once" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         report.main([str(first), "--also", str(tmp_path / "none"), "--no-figures"])
     assert end.value.code == 2 and f"--also {tmp_path / 'none'}: must be" in capsys.readouterr().err

@@ -14,7 +14,18 @@ import torch
 import dqn_atari_lrrl as dqn
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-from tests.conftest import PENDULUM, assert_equal_to_the_bit, last_step, only_folder, resume, rows, scalars, wait_for
+from lrrl_utils.run import Run
+from tests.conftest import (
+    PENDULUM,
+    RunFolder,
+    assert_equal_to_the_bit,
+    last_step,
+    only_folder,
+    resume,
+    rows,
+    scalars,
+    wait_for,
+)
 
 KILLS = int(os.environ.get("KILLS", 1))  # of each script; `make soak` asks for more
 ATARI = "--preset cleanrl --padding valid --batch-size 4 --learning-starts 80 --buffer-size 400 --noop-max 5"
@@ -143,6 +154,19 @@ def test_a_run_may_get_more_timesteps_and_another_log(stopped):
     assert run.config["seed"] == 7 and (stopped / "model.pt").exists()
 
 
+def test_a_run_that_is_to_get_more_timesteps_is_running_before_it_has_them(stopped, monkeypatch):
+    """Else a kill between the two would leave a run that has finished, with timesteps that it does not have."""
+    resume(ppo.main, stopped)
+
+    def is_killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "write_summary", is_killed)
+    with pytest.raises(KeyboardInterrupt):
+        resume(ppo.main, stopped, "--total-timesteps 1280")
+    assert RunFolder(stopped).config["total_timesteps"] == 1024
+
+
 def test_what_a_run_was_resumed_with_is_in_its_config(stopped, monkeypatch, capsys):
     begun = resume(ppo.main, stopped).config
     assert [entry["global_step"] for entry in begun["resumed"]] == [384]
@@ -161,7 +185,8 @@ def test_what_a_run_was_resumed_with_is_in_its_config(stopped, monkeypatch, caps
         ("--total-timesteps 512", ["--total-timesteps 512", "has 1024", "more"]),
         ("--learning-rates 1e-3", ["--learning-rates"]),
         ("--checkpoint-interval 64", ["--checkpoint-interval 64", "has 128"]),
-        ("--no-norm-adv", ["--norm-adv False", "has True"]),
+        ("--no-norm-adv", ["--norm-adv False", "has True", "may change is --total-timesteps, --track, "]),
+        ("--run-dir elsewhere", ["--run-dir elsewhere", "stays where it is"]),
     ],
 )
 def test_other_options_may_not_change(options, words, stopped, refused):
@@ -212,6 +237,24 @@ def test_a_finished_run_that_has_kept_its_replay_goes_on_to_the_bit(train):
     resumed = resume(sac.main, finished.path, "--total-timesteps 500 --no-keep-replay")
     assert_equal_to_the_bit(resumed.path, train(sac.main, f"{options} --total-timesteps 500").path)
     assert not (resumed.path / "replay.bin").exists()
+
+
+def test_with_a_huge_interval_a_run_goes_on_to_the_bit(train, monkeypatch, tmp_path):
+    """Such an interval means: a checkpoint only where the run is stopped."""
+    options = "--env-id Pendulum-v1 --batch-size 8 --learning-starts 20 --no-cuda --save-model"
+    options += " --checkpoint-interval 1000000000000"
+    end_step = Run.end_step
+
+    def stop_at_150(self, global_step):
+        if global_step == 150:
+            signal.raise_signal(signal.SIGTERM)
+        end_step(self, global_step)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, "end_step", stop_at_150)
+        train(sac.main, f"{options} --total-timesteps 300")
+    resumed = resume(sac.main, only_folder(tmp_path / "runs1").path, "--total-timesteps 400")
+    assert_equal_to_the_bit(resumed.path, train(sac.main, f"{options} --total-timesteps 400").path)
 
 
 def test_two_games_go_on_when_the_run_gets_more_timesteps(stop, train):

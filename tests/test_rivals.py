@@ -30,6 +30,22 @@ def test_exp3_follows_its_equations_worked_out_by_hand():
     assert bandit.gains == pytest.approx([0.5 * 2, 0.5 / (1 - p)])
 
 
+@pytest.mark.parametrize("kind", RIVALS.values())
+def test_a_charge_does_not_widen_the_range_in_which_others_are_compared(kind):
+    bandit, rewards = kind([1e-4, 1e-3, 1e-2]), [0.0, 10.0, 4.0]
+    for arm, reward in enumerate(rewards):
+        bandit.arm = arm
+        bandit.learn(reward)
+    bandit.arm = 0
+    bandit.fail(-1000.0)
+    assert (bandit.worst, bandit.best) == (0, 10) and bandit.scale(4.0) == 0.4
+    assert np.isfinite(bandit.probabilities).all() and bandit.probabilities.argmax() > 0
+    first = kind(ARMS)
+    first.arm = 0
+    first.fail(-1000.0)
+    assert first.scale(0.0) == 0 and np.isfinite(first.probabilities).all()  # before any range is known
+
+
 @pytest.mark.parametrize(
     ("bandit", "bonus"),
     [

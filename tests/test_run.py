@@ -1,6 +1,7 @@
 """What lrrl_utils/run.py promises: folders of their own, signals, exit codes, and an end that tells how it came."""
 
 import contextlib
+import errno
 import faulthandler
 import hashlib
 import json
@@ -22,7 +23,7 @@ import torch
 
 import ppo_continuous_lrrl as ppo
 import sac_mujoco_lrrl as sac
-from lrrl_utils import origin, run
+from lrrl_utils import logs, origin, run
 from lrrl_utils.run import Run, Stopped
 from lrrl_utils.terminal import say
 from tests import toy_envs
@@ -248,23 +249,39 @@ def test_nohup_keeps_a_run_from_ending_with_its_terminal(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(("second", "seconds"), [(signal.SIGINT, 0), (signal.SIGTERM, 1.5)])
-def test_a_second_signal_does_not_wait(second, seconds, tmp_path, monkeypatch):
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_wait(second, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end, new_run(tmp_path):
         signal.raise_signal(signal.SIGTERM)
-        now = time.monotonic() + seconds
+        now = time.monotonic() + 1.5
         monkeypatch.setattr(time, "monotonic", lambda: now)
         signal.raise_signal(second)
         raise AssertionError("it must have ended")
     assert end.value.code == 128 + second
 
 
-def test_a_signal_that_comes_several_times_at_once_is_one(tmp_path):
+def test_signals_that_come_at_once_are_one(tmp_path):
+    """A parent that dies sends one for each of its threads, a system that shuts down a SIGTERM and a SIGHUP."""
     with pytest.raises(SystemExit) as end, new_run(tmp_path, checkpoint_interval=10) as a_run:
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
+        for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(signum)
         a_run.end_step(1)
     assert end.value.code == 143 and (a_run.folder / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_on_which_the_end_makes_room_leaves_a_run_finished(tmp_path, monkeypatch):
+    room, write_json = [], logs.write_json
+
+    def on_a_full_disk(path, content):
+        if not room and content.get("status") == "finished":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_json(path, content)
+
+    monkeypatch.setattr(logs, "write_json", on_a_full_disk)
+    with new_run(tmp_path) as a_run:
+        a_run.on_exit.callback(room.append, "the replay")
+    assert json.loads((a_run.folder / "summary.json").read_text())["status"] == "finished"
+    assert "summary.json" not in a_run.problems
 
 
 def test_an_interrupt_while_the_logs_are_opened_is_not_lost(tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def test_one_seed_has_no_interval():
     for point, low, high in (interquartile_mean([[3.0, 5.0]]), improvement):
         assert np.isfinite(point) and np.isnan([low, high]).all()
     assert show_interval(*interquartile_mean([3.0])) == "3"
+    for points, low, high in (interquartile_curve(SCORES[:1, None]), performance_profile(SCORES[:1], [0.0, 1.0])):
+        assert np.isfinite(points).all() and np.isnan([low, high]).all()
 
 
 def test_many_choices_are_drawn():
