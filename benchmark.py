@@ -26,8 +26,9 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from lrrl_utils.command_line import parse_args
+from lrrl_utils.command_line import MAY_CHANGE, parse_args
 from lrrl_utils.files import lock, read_json
+from lrrl_utils.parser import given_options
 from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
 from lrrl_utils.scripts import (
     ENDED,
@@ -46,6 +47,7 @@ from lrrl_utils.terminal import handle_signals, reject, say
 SET_HERE = {"env_id", "seed", "run_dir", "resume", "checkpoint_interval"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS = 30  # between lines of progress where there is no terminal
+FREE = {"env_id", "seed", "checkpoint_interval", *MAY_CHANGE}  # options in which runs of a variant may differ
 
 
 @dataclass
@@ -106,9 +108,14 @@ class Job:
         return [path.parent for path in Path(self.folder).glob(f"{glob.escape(self.prefix)}__*/config.json")]
 
     @property
+    def nursery(self):
+        """Where a population trains."""
+        return Path(self.folder, f".{self.prefix}")
+
+    @property
     def stretches(self):
         """The run folders of a population that trains."""
-        return [path.parent for path in Path(self.folder, f".{self.prefix}").glob("*/*/config.json")]
+        return [path.parent for path in self.nursery.glob("*/*/config.json")]
 
     def first_stretch(self, args):
         """Timesteps after which the members of a population are compared for the first time."""
@@ -186,7 +193,8 @@ def make_jobs(args):
     cells = list(itertools.product(variants, args.env_ids))
     words = {(name, env_id): [*options, *variants[name], "--env-id", env_id] for name, env_id in cells}
     tried = [cell for cell in cells if cell[0] == cells[0][0] or cell[1] == cells[0][1]]
-    found = dict(zip(tried, try_out([(script, words[cell]) for cell in tried])))
+    interval = ["--checkpoint-interval", str(1 if args.checkpoint_interval is None else args.checkpoint_interval)]
+    found = dict(zip(tried, try_out([(script, [*words[cell], *interval]) for cell in tried], args.gpus_per_run)))
     for (name, env_id), (_, refused) in found.items():
         if refused:
             reject(f"{f'--variant {name}, ' if name else ''}{env_id}: {refused}")
@@ -222,13 +230,14 @@ def check_stretches(args, job, theirs):
     if theirs.get("exploration_fraction"):
         reject(f"--tuner {args.tuner}: ε must not depend on the length of a run; give --exploration-steps instead")
     end = str(job.first_stretch(args))
-    ((_, refused),) = try_out([(job.script, [*job.options, "--total-timesteps", end])])
+    words = [*job.options, "--total-timesteps", end, "--checkpoint-interval", end]
+    ((_, refused),) = try_out([(job.script, words)], args.gpus_per_run)
     if refused:
         reject(f"--tuner-rounds {args.tuner_rounds}: a first stretch of {end} timesteps: {refused}")
 
 
 def group(words):
-    """{option: its values} of a command line, without the task and the seed."""
+    """{option: its values} of a command line, without those that are `FREE`."""
     values = []
     options = {"": values}  # words before any option, which no run has
     for word in words:
@@ -236,7 +245,7 @@ def group(words):
             values = options[word] = []
         else:
             values.append(word)
-    return {option: values for option, values in options.items() if option not in ("--env-id", "--seed")}
+    return {option: values for option, values in options.items() if not given_options([option]) & FREE}
 
 
 def check_begun(args, jobs):
@@ -255,7 +264,10 @@ def check_begun(args, jobs):
             except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
             is_ours = config.get("exp_name") in (job.exp_name, None)
-            if not is_ours or group(begun[: len(job.options)]) != group(job.options):
+            ours, theirs = group(job.options), group(begun)
+            if not {"--compile", "--no-compile"} & ours.keys():  # the script decides it, and adds it
+                theirs = {option: x for option, x in theirs.items() if option not in ("--compile", "--no-compile")}
+            if not is_ours or ours != theirs:
                 begun = [config.get("exp_name") or job.exp_name, *begun]
                 reject(f"--run-dir: {run} was begun with {shlex.join(begun)}; take another folder, or move it away")
             for name, x in of_tuner.items() if job.variant == args.tuner else ():
@@ -332,6 +344,7 @@ class Progress:
         if done > self.before:
             left = (self.total - done) * (now - self.start) / (done - self.before)
             text += f", {tqdm.format_interval(left)} left"
+        self.bar.total = self.total
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(done - self.bar.n)
         if self.bar.disable and (ended or now > self.next_line):
@@ -388,14 +401,16 @@ def work(args, jobs):
 
     def stop(signum, frame):
         asked.append(signum)
-        raise SystemExit
+        raise SystemExit(128 + signum)
 
     ray = start_ray(args)
     handle_signals(SIGNALS, stop)  # after Ray has set its own
     try:
         failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
         for job in jobs:
-            if job.variant == args.tuner and not job.has_ended:
+            if job.variant == args.tuner and job.has_ended:
+                shutil.rmtree(job.nursery, ignore_errors=True)  # a signal may have come while it was taken away
+            elif job.variant == args.tuner:
                 from lrrl_utils.tuner import train_population  # Ray Tune takes seconds to import
 
                 try:
@@ -407,6 +422,7 @@ def work(args, jobs):
                 say(
                     f"{job.title} has {f'failed: {problem}' if problem else 'ended'}", "stderr" if problem else "stdout"
                 )
+        ray.shutdown()
     except SystemExit:
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)  # who presses Ctrl-C again has to wait, too
@@ -414,7 +430,6 @@ def work(args, jobs):
         wait_until_quiet(jobs)
         say("stopped; the same command goes on", "stderr")
         raise SystemExit(128 + asked[0] if asked else 1) from None
-    ray.shutdown()
     return failed
 
 

@@ -73,8 +73,10 @@ def train(args, name, *words, may_diverge=False):
     log = args.folder / "logs" / f"{name}.txt"
     log.parent.mkdir(exist_ok=True)
     code = scripts.train(script, words, log)
+    if code > 128:
+        raise KeyboardInterrupt  # as for us, so for those that we have started
     if code and not (code == DIVERGED and may_diverge):
-        reject(f"{script}: {last_line(log)}")
+        reject(f"{script}: exit code {code}, {last_line(log)} (see {log})")
 
 
 def make_snapshots(args, seed):
@@ -235,9 +237,17 @@ def make_landscape(args):
 
 
 def main(argv=None):
-    args = parse_args(Args, argv)
+    try:
+        carry_out(parse_args(Args, argv))
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on", "stderr")
+        raise SystemExit(130) from None
+
+
+def carry_out(args):
     script, options = split_command(args.command, SET_HERE)
-    ((theirs, refused),) = try_out([(script, options)])
+    options += ["--lr-control", "constant", "--learning-rate", str(args.base_learning_rate)]
+    ((theirs, refused),) = try_out([(script, [*options, "--total-timesteps", str(min(args.moments))])])
     if refused:
         reject(f"--command {args.command}: {refused}")
     if theirs.get("exploration_fraction") is not None:
@@ -256,9 +266,6 @@ def main(argv=None):
     descriptor = reserve("FOLDER", args.folder)
     try:
         make_landscape(args)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on", "stderr")
-        raise SystemExit(130) from None
     finally:
         os.close(descriptor)
 

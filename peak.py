@@ -49,7 +49,7 @@ class Peak(Bandit):
     Arguments and errors as for `Bandit`.
     """
 
-    BATCH_SIZE = 64  # that of the minibatches for which `best_update` is
+    BATCH_SIZE = 64  # of the minibatches that `best_update` is for
     SIZES = (0.05, 0.15, 0.45, 1.35)  # s
     COMMON, PLACE, WIDTH, DEVIATION, LENGTH = 1.0, 1.0, 0.3, 0.2, 0.5
     WALK, COMMON_FADE, FADE, CUT = 0.1, math.exp(-1 / 200), math.exp(-1 / 1000), 3.0
@@ -64,7 +64,7 @@ class Peak(Bandit):
         self._distances = self._log_rates[:, None] - self._log_rates
         ranks = self._log_rates.argsort().argsort()
         self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
-        self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected to be so at the start
+        self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected best at the start
         self.fall = 0.3  # decades
         self.survived, self.failed = np.zeros((2, len(ranks)), bool)  # how the last round with each arm ended
         # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds

@@ -114,8 +114,8 @@ class RunningMeanStd:
 
 def make_network(input_size, output_size, output_std):
     layers = [nn.Linear(input_size, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, output_size)]
-    for layer, std in zip(layers[::2], (math.sqrt(2), math.sqrt(2), output_std), strict=True):
-        nn.init.orthogonal_(layer.weight, std)
+    for layer in (layer for layer in layers if isinstance(layer, nn.Linear)):
+        nn.init.orthogonal_(layer.weight, output_std if layer is layers[-1] else math.sqrt(2))
         nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
 

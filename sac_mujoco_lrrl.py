@@ -59,7 +59,7 @@ class Args:
     tau: PositiveShare = 0.005  # share of the critics that the target critics take over at a time
     batch_size: Count = 256  # transitions of a minibatch
     learning_starts: int = 5_000  # timesteps of random actions before the first update
-    policy_frequency: Count = 2  # timesteps between turns of the policy, each of as many updates
+    policy_frequency: Count = 2  # timesteps between the policy's turns of as many updates
     target_network_frequency: Count = 1  # timesteps between updates of the target critics
     # whether the temperature α is learnt, to hold the policy's entropy at minus the number of action dimensions
     autotune: bool = True
@@ -71,7 +71,7 @@ class Args:
     # LEARNING RATE
     # what sets the learning rates: a bandit, nothing, or a schedule (linear and cosine end at 0)
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
-    learning_rate: Rate = 1e-3  # the critics' rate where neither a bandit nor cyclic sets it (a schedule's first one)
+    learning_rate: Rate = 1e-3  # the critics' rate, constant or a schedule's first; not with cyclic or their bandit
     policy_lr_ratio: Positive = 0.3  # the policy's rate in proportion to the critics', but for a bandit of its own
     alpha_lr_ratio: Positive = 1.0  # the temperature's learning rate in proportion to the critics'
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
@@ -137,7 +137,7 @@ class Actor(nn.Module):
 
 
 class TwinCritics(nn.Module):
-    """Two Q-networks as one: each layer is a batch of two matrices."""
+    """Two Q-networks as one: each layer is a batch of two matrices, on inputs of (2, batch, features)."""
 
     def __init__(self, obs_size, action_size):
         super().__init__()

@@ -16,7 +16,7 @@ import torch
 from lrrl_utils.command_line import MAY_CHANGE
 from lrrl_utils.files import lock, open_regular, written_whole
 from lrrl_utils.journal import Journal
-from lrrl_utils.state import capture, restore
+from lrrl_utils.state import capture, check_in_place, restore
 from lrrl_utils.terminal import reject, say
 
 FORMAT = 2  # of checkpoints; another one is not read
@@ -150,6 +150,8 @@ class Checkpoints:
     """
 
     def __init__(self, args, state, logs, descriptor, replay=None):
+        for name, x in state.items():
+            check_in_place(f"state[{name!r}]", x)
         self.state, self.logs, self.lock, self.replay = state, logs, descriptor, replay
         self.interval, self.folder, self.last_step = args.checkpoint_interval, logs.folder, 0
         self.identity = identity(args)

@@ -52,7 +52,9 @@ def make_moments(optimizer):
 def reset_step_counts(optimizer):
     """Let Adam count its steps from 0 again; its moments stay."""
     for values in optimizer.state.values():
-        if "step" in values:
+        if isinstance(values.get("step"), int):
+            values["step"] = 0
+        elif "step" in values:
             values["step"].zero_()
 
 
@@ -94,10 +96,9 @@ def without_hooks(optimizer):
 def relative_update(trained, optimizer, update, *inputs):
     """How far a step of `optimizer` moves its parameters at a learning rate of 1, relative to their norm: ‖Δθ‖ / ‖θ‖.
 
-    That is the step that it comes to if the gradient stays what it is in `update(*inputs)`, which is undone: the
-    gradient in SGD, its sign in Adam and RMSProp (as if their ε were 0 and RMSProp not centred), and 1 / (1 − momentum)
-    times as much with momentum. `trained` is what the update changes, an `Undoable`. Of several groups of parameters,
-    the first counts.
+    `update(*inputs)` gives the gradient, and is undone. If that stays, steps come to the gradient (SGD) or its sign
+    (Adam and RMSProp; with an ε of 0, not centred), over 1 − momentum. `trained` is what the update changes, an
+    `Undoable`. Of several groups of parameters, the first counts.
     """
     parameters = optimizer.param_groups[0]["params"]
     trained.keep()

@@ -77,13 +77,18 @@ def _try_out(script, words):
     return {}, refused or f"{script} ends before its run"
 
 
-def try_out(trials):
+def _start_trials(gpus):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is our parent's to end us
+    hide_gpus(gpus)
+
+
+def try_out(trials, gpus=1):
     """What scripts make of their words, [(script, words), …]: a list of (arguments, what the script refuses or "").
 
-    Each script runs as far as its run folder, which it does not make; in a process of its own, that goes away.
+    Each script runs as far as its run folder, which it does not make; in a process of its own, that goes away, and
+    that sees no GPU if `gpus` is 0.
     """
-    at_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # it is ours to end it
-    with ProcessPoolExecutor(1, get_context("fork"), initializer=signal.signal, initargs=at_ctrl_c) as pool:
+    with ProcessPoolExecutor(1, get_context("fork"), initializer=_start_trials, initargs=(gpus,)) as pool:
         try:
             return list(pool.map(_try_out, *zip(*trials)))
         except KeyboardInterrupt:
@@ -107,7 +112,7 @@ def reserve(option, folder):
 
 
 def hide_gpus(asked):
-    """In a worker of Ray, which leaves all GPUs to those that have `asked` for 0."""
+    """In a process of its own: Ray, for one, leaves all GPUs to workers that have `asked` for 0."""
     if not asked:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -98,6 +98,12 @@ def restore(x, saved):
                 setattr(x, name, _restored(getattr(x, name, None), value))
 
 
+def check_in_place(name, x):
+    """Raises TypeError for what cannot be brought back in place: a number, a word, a tuple; `name` says whose it is."""
+    if type(x) in PLAIN or isinstance(x, (tuple, np.generic)):
+        raise TypeError(f"{name}: {x!r} cannot be brought back in place; keep it in an array, a list or an object")
+
+
 def _attributes(x):
     return {name: value for name, value in vars(x).items() if not name.startswith("_")}
 
@@ -124,10 +130,15 @@ class Undoable:
     """Objects that a bad round can ruin, and a way back: `keep()` at the start of a round, `undo()` if it went wrong.
 
     Args:
-        *objects: anything that `capture` knows: networks, optimizers, tensors, statistics.
+        *objects: anything that `capture` knows and that can change: networks, optimizers, tensors, statistics.
+
+    Raises:
+        TypeError: an object is a plain value or a tuple.
     """
 
     def __init__(self, *objects):
+        for x in objects:
+            check_in_place("Undoable", x)
         self._objects = objects
         self._kept = None
 

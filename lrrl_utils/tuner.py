@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 # before Ray Tune is imported: no tables on the screen, and signals are the driver's
-os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "PYTHONWARNINGS": "ignore"}
+os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 
 import numpy as np
 from ray import tune
@@ -153,7 +153,7 @@ def train_population(job, args):
 
     Returns what went wrong, "" if nothing did.
     """
-    folder = Path(job.folder, f".{job.prefix}")
+    folder = job.nursery
     timesteps = job.timesteps // args.population
     stretch = job.first_stretch(args)
     plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}
@@ -197,7 +197,7 @@ def best_of(results):
 def keep_best(job, args, run, folder):
     """Make `run` the run folder of the whole population, and take the others away."""
     config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
-    words = config["command_line"]
+    words = config["command_line"][len(job.options) :]
     rates = [float(words[i + 1]) for i, word in enumerate(words) if word == "--learning-rate"]
     changes = {"seed": job.seed, "lr_control": args.tuner, "run_dir": job.folder, "command_line": list(job.options)}
     changes |= {"learning_rate": None, "rates": config.get("rates", rates)}  # which were written if we were killed here

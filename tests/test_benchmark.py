@@ -183,6 +183,37 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(study, capsys, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_leaves_out_what_has_ended_and_goes_on_with_what_has_a_checkpoint(study, capsys, tmp_path):
+    words = [*study[:-2], "--command", "sac_mujoco_lrrl.py --keep-replay", "--variant", "a=", "--num-seeds", "3"]
+    begun = {"command_line": ["--keep-replay", "--env-id", "Pendulum-v1"]}
+    for seed, status in ((1, "finished"), (2, "interrupted")):
+        name = f"Pendulum-v1__sac_mujoco_lrrl__{seed}__17"
+        run = make_run(tmp_path / "study" / "a", status, 40, name=name, checkpoint=seed == 2)
+        write_json(run / "config.json", begun)
+    benchmark.main([*words, "--tuner", "pb2", "--dry-run"])
+    output, errors = capsys.readouterr()
+    second, third = (shlex.split(line) for line in output.splitlines())
+    assert second[2:4] == ["--resume", "study/a/Pendulum-v1__sac_mujoco_lrrl__2__17"] and "--resume" not in third
+    assert third[third.index("--seed") + 1] == "3"
+    assert errors.splitlines() == [
+        f"left out: pb2 Pendulum-v1 seed {seed}, whose 4 members need Ray" for seed in (1, 2, 3)
+    ]
+
+
+def test_options_are_tried_out_where_the_runs_will_be(study, monkeypatch):
+    tried = []
+
+    def try_out(trials, gpus):
+        tried.append(gpus)
+        raise SystemExit(2)
+
+    monkeypatch.setattr(benchmark, "try_out", try_out)
+    for words in ([], ["--gpus-per-run", "0.5"]):
+        with pytest.raises(SystemExit):
+            benchmark.main([*study, *words])
+    assert tried == [0, 0.5]
+
+
 def make_job(folder, **changes):
     fields = {
         "variant": "",
@@ -273,7 +304,7 @@ def jobs_of(monkeypatch):
     monkeypatch.setattr(benchmark, "check_begun", None)
 
     def jobs_of(*words, by_word=()):
-        def try_out(trials):
+        def try_out(trials, gpus):
             arguments = {"total_timesteps": 100, "exp_name": "ppo", "num_envs": 2, "num_steps": 8, "compile": True}
             found = [[x for word, x in dict(by_word).items() if word in words] for _, words in trials]
             return [(arguments | (changes[0] if changes else {}), "") for changes in found]
@@ -340,6 +371,38 @@ def test_a_signal_stops_the_grid_when_runs_have_saved(signum, tmp_path, monkeypa
     assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
+def test_a_signal_at_the_very_end_is_told_too(tmp_path, monkeypatch, capsys):
+    shutdowns = []
+
+    def shutdown():
+        shutdowns.append(1)
+        if len(shutdowns) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=shutdown))
+    monkeypatch.setattr(benchmark, "run_grid", lambda *_: {"x": "broke"})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            benchmark.work(SimpleNamespace(tuner=None), [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_what_a_population_has_left_behind_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(benchmark, "run_grid", lambda *_: {})
+    job = make_job(tmp_path, variant="pb2")
+    make_run(tmp_path, "finished", 100)
+    (job.nursery / "tune").mkdir(parents=True)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.nursery.exists()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, monkeypatch, capsys):
     trained = []
 
@@ -391,6 +454,31 @@ def test_a_folder_begun_with_other_options_is_refused(tmp_path, capsys):
     write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1"]})
     job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.9"), prefix="A-v0__ppo__2")
     benchmark.check_begun(args, [job])  # another seed, and the same options in another order
+    others = [
+        "--checkpoint-interval",
+        "5",
+        "--run-dir",
+        "x",
+        "--compile",
+        "--resume",
+        "x/y",
+        "--env-id",
+        "A-v0",
+        "--track",
+    ]
+    write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1", *others]})
+    benchmark.check_begun(args, [job])  # the script has decided to compile, and the run was resumed
+    for more in (["--gae-lambda", "0.9"], ["--gamma", "0.8"], ["--total-timesteps", "5"]):
+        write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1", *others, *more]})
+        with pytest.raises(SystemExit) as end:
+            benchmark.check_begun(args, [job])
+        assert end.value.code == 2 and shlex.join(more) in capsys.readouterr().err
+    write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--compile", "--seed", "1"]})
+    uncompiled = make_job(tmp_path, variant="v", options=("--gamma", "0.9", "--no-compile", "--seed", "2"))
+    with pytest.raises(SystemExit):
+        benchmark.check_begun(args, [uncompiled])
+    assert "--compile" in capsys.readouterr().err
+    write_json(run / "config.json", {"command_line": ["--gamma", "0.9", "--seed", "1"]})
     job = make_job(tmp_path, variant="v", options=("--seed", "2", "--gamma", "0.8"), prefix="A-v0__ppo__2")
     with pytest.raises(SystemExit) as end:
         benchmark.check_begun(args, [job])
@@ -446,6 +534,9 @@ def test_progress_tells_what_is_done_and_how_long_the_rest_takes(tmp_path, capsy
     progress = benchmark.Progress([make_job(tmp_path), third := make_job(tmp_path, prefix="C-v0__ppo__1")])
     progress.update([], [third])
     assert capsys.readouterr().out == "100%, 2 of 2 runs\n"
+    assert progress.bar.total == 200
+    progress.update([], [make_job(tmp_path, prefix="B-v0__ppo__1")])
+    assert progress.bar.total == progress.total < 200  # a bar comes to its end, too
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from unittest import mock
 
 import matplotlib.image
@@ -122,6 +123,35 @@ def test_a_branch_that_was_cut_short_is_made_again_to_the_byte(made):
     assert (folder / "episodes.csv").read_bytes() == whole
 
 
+def test_seeds_rates_and_branch_seeds_may_be_added(made, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    shutil.rmtree(folder / "snapshots" / "7_800")  # as a kill between training and copying leaves it
+    monkeypatch.setattr("lrrl_utils.scripts.train", train_forked)
+    more = ["--learning-rates", "1e-3", "1e-1", "1e30", "--branch-seeds", "1", "2"]
+    landscape.main([str(folder), "--command", COMMAND, *OPTIONS, *more])
+    before, table = rows(made / "landscape.csv"), rows(folder / "landscape.csv")
+    assert [row for row in table if row in before] == before and len(table) == 2 * 3 * 2
+    assert {row["status"] for row in table if float(row["learning_rate"]) > 1} == {"diverged"}
+    gains = {key: row["gain"] for row in table if (key := (row["moment"], row["learning_rate"], row["branch_seed"]))}
+    assert gains["400", "0.001", "1"] != gains["400", "0.001", "2"]
+
+
+def test_the_runs_that_are_branched_have_the_base_rate(tmp_path, monkeypatch):
+    words = []
+
+    def train(script, these, log):
+        words.extend(map(str, these))
+        return 1
+
+    monkeypatch.setattr(scripts, "train", train)
+    (tmp_path / "new" / "logs").mkdir(parents=True)
+    (tmp_path / "new" / "logs" / "7.txt").write_text("broken")
+    with pytest.raises(SystemExit):
+        landscape.main([str(tmp_path / "new"), "--command", COMMAND, *OPTIONS, "--base-learning-rate", "0.005"])
+    assert words[words.index("--learning-rate") + 1] == "0.005"
+
+
 def test_a_damaged_checkpoint_has_the_step_of_the_one_before(stopped):
     step, before = scripts.step_of(stopped), torch.load(stopped / "checkpoint.prev.pt")["run"]["global_step"]
     assert step > before > 0
@@ -134,10 +164,7 @@ def test_a_damaged_checkpoint_has_the_step_of_the_one_before(stopped):
 
 
 def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(landscape, "make_landscape", interrupt)
+    monkeypatch.setattr(scripts, "train", lambda *_: 130)  # the run has got it as well
     with pytest.raises(SystemExit) as end:
         landscape.main([str(tmp_path / "new"), "--command", COMMAND, *OPTIONS])
     assert end.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on\n"
@@ -152,11 +179,13 @@ def test_a_branch_has_ended_beyond_its_moment_or_has_diverged(status, step, ende
     assert has_ended_beyond(tmp_path, 400) == ended
 
 
-def test_the_rates_of_a_run_are_drawn_on_top(made):
-    before = matplotlib.image.imread(made / "landscape.png")
-    (parent,) = made.glob("parents/7/*/")
-    landscape.main([str(made), "--command", COMMAND, *OPTIONS, "--show-run", str(parent)])
-    assert (matplotlib.image.imread(made / "landscape.png") != before).any()
+def test_the_rates_of_a_run_are_drawn_on_top(made, tmp_path, monkeypatch):
+    (tmp_path / "rounds.csv").write_text("global_step,learning_rate\n400,0.001\n800,0.01\n1000,0.1\n")
+    figures = []
+    monkeypatch.setattr(landscape.plt, "close", figures.append)
+    landscape.main([str(made), "--command", COMMAND, *OPTIONS, "--show-run", str(tmp_path)])
+    (line,) = figures[0].axes[0].lines  # over rounds that end at 400, 800, 1,000: branched at 400 is 0, at 800 is 1
+    np.testing.assert_allclose(line.get_xydata(), [[math.nan, 0], [0.5, 0.5], [math.nan, 1]])
 
 
 def test_a_folder_that_was_begun_with_something_else_is_refused(made, refused):
@@ -197,7 +226,9 @@ def test_a_gain_needs_two_episodes_on_both_sides():
         (["--command", f"{COMMAND} --seed 3"], "seed is set here"),
         (["--command", f"{COMMAND} --lr-control linear"], "lr-control is set here"),
         (["--command", f"{COMMAND} --gamma 2"], "--gamma"),
-        (["--command", "dqn_atari_lrrl.py --preset cleanrl"], "give --exploration-steps instead"),
+        (["--command", "dqn_atari_lrrl.py --preset cleanrl --learning-starts 80"], "give --exploration-steps instead"),
+        (["--command", f"{COMMAND} --no-rollback"], "--rollback: has no meaning with --lr-control constant"),
+        (["--command", "sac_mujoco_lrrl.py", "--moments", "5000"], "--learning-starts 5000: must be in"),
         (["--moments", "0"], "[1, inf)"),
         (["--learning-rates", "-1"], "--learning-rates"),
         (
@@ -215,3 +246,4 @@ def test_a_gain_needs_two_episodes_on_both_sides():
 )
 def test_bad_input_is_one_line_with_code_2(words, said, refused, tmp_path):
     assert said in refused(landscape.main, [tmp_path / "new", *words])
+    assert not (tmp_path / "new").exists()

@@ -78,6 +78,14 @@ def test_a_parameter_that_is_not_trained_needs_no_moments():
     assert (frozen, free) == (torch.tensor(0.3), torch.tensor(0.7))
 
 
+def test_steps_may_be_counted_in_plain_numbers():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    optimizer.state[parameter] = {"step": 7, "mean": torch.ones(1)}
+    reset_step_counts(optimizer)
+    assert optimizer.state[parameter] == {"step": 0, "mean": torch.ones(1)}
+
+
 def test_resetting_step_counts_leaves_moments_and_the_same_tensors():
     _, optimizer, train = make_training("adamrel")
     train(3, torch.Generator().manual_seed(1))

@@ -73,6 +73,18 @@ def test_an_automatic_round_takes_2_to_8_observations_until_its_trend_stands_out
     assert length(noisy_rounds(), *performances) in lengths
 
 
+@pytest.mark.parametrize(("errors", "is_over"), [(1.99, False), (2.01, True), (-2.01, True)])
+def test_a_trend_is_a_slope_of_more_than_two_standard_errors_the_observation_before_included(errors, is_over):
+    rounds = make_rounds(0.0)
+    rounds.changes.extend([0.6745 * math.sqrt(2)] * 49)  # a noise of 1, the median whatever comes
+    rounds.begin()
+    slope = errors / math.sqrt(1 + 0 + 1)  # of three observations, the first of them before the round
+    for performance in (slope, 2 * slope):
+        assert not rounds.is_over
+        rounds.earn(performance, 1)
+    assert rounds.is_over == is_over
+
+
 def test_the_noise_is_that_of_an_observation_and_outliers_do_not_spoil_it():
     many = [noisy_rounds(seed) for seed in range(100)]
     noise = [rounds.noise(rounds.changes) for rounds in many]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrrl_utils.checkpoints import Checkpoints
 from lrrl_utils.optimizers import make_optimizer
 from lrrl_utils.rivals import all_bandits, make_bandit
 from lrrl_utils.state import Undoable, capture, restore
@@ -231,6 +232,14 @@ def test_a_generator_of_another_device_stays_as_it_was_seeded():
     before = rng.get_state()
     restore(rng, torch.zeros(16, dtype=torch.uint8))  # what a GPU's has
     assert torch.equal(rng.get_state(), before)
+
+
+@pytest.mark.parametrize("x", [5, 1.0, "word", True, None, (1, 2), np.float64(1)])
+def test_what_cannot_be_brought_back_in_place_is_refused_at_once(x):
+    with pytest.raises(TypeError, match="keep it in an array"):
+        Undoable(torch.zeros(1), x)
+    with pytest.raises(TypeError, match="count"):
+        Checkpoints(SimpleNamespace(checkpoint_interval=0), {"count": x}, SimpleNamespace(folder=None), None)
 
 
 def test_there_is_no_undoing_before_anything_was_kept():

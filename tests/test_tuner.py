@@ -132,6 +132,19 @@ def test_pbt_stays_within_the_range(rate, expected):
     assert scheduler._custom_explore_fn({"rate": rate}) == {"rate": expected}  # called with what PBT has drawn
 
 
+def test_the_rates_of_a_population_are_those_that_its_best_member_had(tmp_path):
+    run, options = tmp_path / "nursery" / "run", ("--learning-rate", "0.5", "--seed", "3")
+    run.mkdir(parents=True)
+    words = [*options, "--seed", "3000", "--learning-rate", "0.001", "--resume", "x", "--learning-rate", "0.002"]
+    write_json(run / "config.json", {"command_line": words})
+    write_json(run / "summary.json", {})
+    job = SimpleNamespace(seed=3, folder=str(tmp_path), prefix="A-v0__ppo__3", options=options, stretches=[run])
+    args = SimpleNamespace(tuner="pb2", population=4, tuner_range=(1e-4, 1e-2), tuner_rounds=2)
+    tuner.keep_best(job, args, run, run.parent)
+    (kept,) = tmp_path.glob("A-v0__ppo__3__*")
+    assert read_json(kept / "config.json")["rates"] == [0.001, 0.002]
+
+
 def test_the_best_member_becomes_the_run_of_the_population(plan, calls, tmp_path):
     run = tuner.train_stretch(plan, None, 0, 1e-3, 0)
     (run / "replay.bin").touch(), (run / "checkpoint.pt").touch()
