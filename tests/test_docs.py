@@ -209,7 +209,7 @@ def run_measure():
     exec(compile(small, MEASURE, "exec"), {"__name__": "__main__"})
 
 
-def read_options(trials):
+def read_options(trials, gpus=0):
     """Stands in for `try_out`, which takes long: what is refused ends the runs, which are of the same options."""
     modules = [importlib.import_module(script.removesuffix(".py")) for script, _ in trials]
     return [(vars(module.parse_args(module.Args, words)), "") for module, (_, words) in zip(modules, trials)]
