@@ -93,8 +93,9 @@ class Args:
     bandit_step_size: Positive = 0.2  # α, the step size of the weights
     bandit_decay: PositiveShare | None = None  # δ, what an arm keeps from round to round (lrrl: 0.9; exp3, ducb: 0.98)
     bandit_window: Window = 5  # j, the rounds that an improvement is measured against
-    # a round's performance: mean reward of a timestep, or mean return of the games that ended
-    bandit_feedback: Literal["reward", "return"] = "reward"
+    # a round's performance: mean reward of a timestep (default of lrrl, as in the paper, of uniform and without a
+    # bandit), or mean return of the games that ended, one or more (default of the others)
+    bandit_feedback: Literal["reward", "return"] | None = None
     rollback: bool = True  # whether a round that ruins the agent or its numbers is undone and charged to its arm
 
 
