@@ -350,7 +350,7 @@ def main(argv=None):
 
             # BANDIT: the agent earns a round's rewards while it learns with the round's rate; those before the first
             # update count for no arm. When a round is over, its arm is credited, and the next update draws another.
-            # Rewards are within ±1, so a loss of 2 is healthy anywhere.
+            # What `is_ruined_by` takes for a healthy loss is for rewards within ±1.
             learnt_until = max(previous_step, args.learning_starts)
             num_updates = max(global_step // args.train_frequency - learnt_until // args.train_frequency, 0)
             earned = rewards if args.bandit_feedback == "raw-reward" else clipped_rewards
