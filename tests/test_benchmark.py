@@ -381,12 +381,13 @@ def test_a_signal_at_the_very_end_is_told_too(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=shutdown))
     monkeypatch.setattr(benchmark, "run_grid", lambda *_: {"x": "broke"})
-    before = signal.getsignal(signal.SIGTERM)
+    handlers = {x: signal.getsignal(x) for x in benchmark.SIGNALS}
     try:
         with pytest.raises(SystemExit) as end:
             benchmark.work(SimpleNamespace(tuner=None), [])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for x, handler in handlers.items():
+            signal.signal(x, handler)
     assert end.value.code == 143 and "the same command goes on" in capsys.readouterr().err
 
 
@@ -396,11 +397,12 @@ def test_what_a_population_has_left_behind_is_taken_away(tmp_path, monkeypatch):
     job = make_job(tmp_path, variant="pb2")
     make_run(tmp_path, "finished", 100)
     (job.nursery / "tune").mkdir(parents=True)
-    before = signal.getsignal(signal.SIGTERM)
+    handlers = {x: signal.getsignal(x) for x in benchmark.SIGNALS}
     try:
         assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.nursery.exists()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for x, handler in handlers.items():
+            signal.signal(x, handler)
 
 
 def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, monkeypatch, capsys):
