@@ -108,14 +108,14 @@ class Job:
         return [path.parent for path in Path(self.folder).glob(f"{glob.escape(self.prefix)}__*/config.json")]
 
     @property
-    def nursery(self):
+    def population_folder(self):
         """Where a population trains."""
         return Path(self.folder, f".{self.prefix}")
 
     @property
     def stretches(self):
         """The run folders of a population that trains."""
-        return [path.parent for path in self.nursery.glob("*/*/config.json")]
+        return [path.parent for path in self.population_folder.glob("*/*/config.json")]
 
     def first_stretch(self, args):
         """Timesteps after which the members of a population are compared for the first time."""
@@ -409,7 +409,7 @@ def work(args, jobs):
         failed = run_grid(ray, args, [job for job in jobs if job.variant != args.tuner])
         for job in jobs:
             if job.variant == args.tuner and job.has_ended:
-                shutil.rmtree(job.nursery, ignore_errors=True)  # a signal may have come while it was taken away
+                shutil.rmtree(job.population_folder, ignore_errors=True)  # a signal may have stopped that
             elif job.variant == args.tuner:
                 from lrrl_utils.tuner import train_population  # Ray Tune takes seconds to import
 

@@ -104,11 +104,11 @@ def sum_costs(variants):
     return sums, timesteps
 
 
-def make_normalized_table(variants, returns, baselines=(), of_all=False):
-    """Over all tasks: interquartile means of `normalized_returns` and of paired differences; or means `of_all`."""
+def make_normalized_table(variants, returns, baselines=(), plain=False):
+    """Over all tasks: interquartile means of `normalized_returns` and of paired differences; or `plain` means."""
     costs, timesteps = sum_costs(variants)
     estimate_from, shown, recorded = interquartile_mean, "IQM", "normalised"
-    if of_all:
+    if plain:
         estimate_from, shown, recorded = plain_mean, "mean", "normalised mean"
     titles = ["over all tasks", "seeds", *timesteps, f"normalised final return: {shown} [95 %]"]
     table = Table(titles, 1, f"minus {{}}'s, pair by pair: {shown} [95 %]", baselines)
@@ -252,7 +252,7 @@ def write_report(args, variants, warnings, left_out, output):
         ruinous = [one.options for one in left_out if one.status == "diverged"]
         scales = find_scales(variants, ruinous)
         returns = normalized_returns(variants, scales)
-        tables += [make_normalized_table(variants, returns, args.baseline, of_all) for of_all in (False, True)]
+        tables += [make_normalized_table(variants, returns, args.baseline, plain) for plain in (False, True)]
         if sweep := find_sweep(variants, returns, ruinous):
             brought = what_a_sweep_brings(returns, sweep)
             tables.append(make_sweep_table(returns, sweep, brought, variants))

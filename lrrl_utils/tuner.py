@@ -153,7 +153,7 @@ def train_population(job, args):
 
     Returns what went wrong, "" if nothing did.
     """
-    folder = job.nursery
+    folder = job.population_folder
     timesteps = job.timesteps // args.population
     stretch = job.first_stretch(args)
     plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}

@@ -396,10 +396,10 @@ def test_what_a_population_has_left_behind_is_taken_away(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "run_grid", lambda *_: {})
     job = make_job(tmp_path, variant="pb2")
     make_run(tmp_path, "finished", 100)
-    (job.nursery / "tune").mkdir(parents=True)
+    (job.population_folder / "tune").mkdir(parents=True)
     handlers = {x: signal.getsignal(x) for x in benchmark.SIGNALS}
     try:
-        assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.nursery.exists()
+        assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.population_folder.exists()
     finally:
         for x, handler in handlers.items():
             signal.signal(x, handler)

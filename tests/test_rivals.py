@@ -37,12 +37,12 @@ def test_a_charge_does_not_widen_the_range_in_which_others_are_compared(kind):
         bandit.arm = arm
         bandit.learn(reward)
     bandit.arm = 0
-    bandit.fail(-1000.0)
+    assert bandit.fail(-1000.0, before=[5.0]) < -500
     assert (bandit.worst, bandit.best) == (0, 10) and bandit.scale(4.0) == 0.4
     assert np.isfinite(bandit.probabilities).all() and bandit.probabilities.argmax() > 0
     first = kind(ARMS)
     first.arm = 0
-    first.fail(-1000.0)
+    assert first.fail(-1000.0, before=[5.0]) < -500
     assert first.scale(0.0) == 0 and np.isfinite(first.probabilities).all()  # before any range is known
 
 

@@ -133,7 +133,7 @@ def test_pbt_stays_within_the_range(rate, expected):
 
 
 def test_the_rates_of_a_population_are_those_that_its_best_member_had(tmp_path):
-    run, options = tmp_path / "nursery" / "run", ("--learning-rate", "0.5", "--seed", "3")
+    run, options = tmp_path / "population" / "run", ("--learning-rate", "0.5", "--seed", "3")
     run.mkdir(parents=True)
     words = [*options, "--seed", "3000", "--learning-rate", "0.001", "--resume", "x", "--learning-rate", "0.002"]
     write_json(run / "config.json", {"command_line": words})
