@@ -28,6 +28,7 @@ from tests.conftest import ROOT, rows, wait_for
 
 SMALL = "--num-steps 64 --num-minibatches 4 --update-epochs 1 --no-compile"
 COMMAND = f"python ppo_continuous_lrrl.py {SMALL} --total-timesteps 1024"
+SAC = "python sac_mujoco_lrrl.py --batch-size 8 --learning-starts 20 --no-compile --total-timesteps 1024"
 
 
 @pytest.fixture
@@ -107,15 +108,18 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert capsys.readouterr().out.endswith("all 1 runs have ended, see study\n")
 
 
-@pytest.mark.skipif("KILLS" not in os.environ or "SCRIPT" in os.environ, reason="takes two minutes: make soak runs it")
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_population_leaves_the_run_of_its_best_member_even_if_it_is_killed(killed, driver, tmp_path):
+@pytest.mark.skipif("KILLS" not in os.environ or "SCRIPT" in os.environ, reason="takes minutes: make soak runs it")
+@pytest.mark.parametrize(
+    "tuner, command, killed",
+    [("pb2", COMMAND, False), ("pb2", COMMAND, True), ("pbt", SAC, False), ("pbt", SAC, True)],  # SAC's has a replay
+)
+def test_a_population_leaves_the_run_of_its_best_member_even_if_it_is_killed(tuner, command, killed, driver, tmp_path):
     study = tmp_path / "study"
-    words = ["--command", COMMAND, "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--start-seed", "3"]
-    words += ["--tuner", "pb2", "--population", "2", "--tuner-rounds", "2", "--workers", "2"]
+    words = ["--command", command, "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--start-seed", "3"]
+    words += ["--tuner", tuner, "--population", "2", "--tuner-rounds", "2", "--workers", "2"]
     process = driver(*words)
     if killed:
-        wait_for(lambda: [*study.glob("pb2/.*/0_*/*/summary.json")], process)
+        wait_for(lambda: [*study.glob(f"{tuner}/.*/0_*/*/summary.json")], process)
         process.kill()
         process.wait()
         while training(study):  # they save a checkpoint
@@ -123,14 +127,15 @@ def test_a_population_leaves_the_run_of_its_best_member_even_if_it_is_killed(kil
         process = driver(*words)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert "4 of 4 stretches, 00:00 left\npb2 Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
-    (folder,) = (study / "pb2").iterdir()
+    assert f"4 of 4 stretches, 00:00 left\n{tuner} Pendulum-v1 seed 3 has ended\n1 of 1 runs have ended" in output
+    (folder,) = (study / tuner).iterdir()
     config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
-    assert (config["lr_control"], config["seed"], config["population"]) == ("pb2", 3, 2)
+    assert (config["lr_control"], config["seed"], config["population"]) == (tuner, 3, 2)
     assert config["stretches"] == 4  # those that were there went on; who has taken the other's agent has one of its own
     assert len(config["rates"]) == 2 and all(3e-5 <= rate <= 3e-3 for rate in config["rates"])
     assert (summary["status"], summary["global_step"]) == ("finished", 1024)
     assert [row[0] for row in rows(folder / "episodes.csv")] == ["200", "400", "600", "800", "1000"]
+    assert not [*folder.glob("checkpoint*"), *folder.glob("replay*")]
 
 
 @pytest.fixture
