@@ -71,7 +71,8 @@ class Args:
     # LEARNING RATE
     # what sets the learning rates: a bandit, nothing, or a schedule (linear and cosine end at 0)
     lr_control: Literal["bandit", "constant", "linear", "exponential", "cosine", "cyclic"] = "bandit"
-    learning_rate: Rate = 1e-3  # the critics' rate, constant or a schedule's first; not with cyclic or their bandit
+    # the critics' rate, constant or a schedule's first; with bandit-scope critic, the two ratios are to it
+    learning_rate: Rate = 1e-3
     policy_lr_ratio: Positive = 0.3  # the policy's rate in proportion to the critics', but for a bandit of its own
     alpha_lr_ratio: Positive = 1.0  # the temperature's learning rate in proportion to the critics'
     lr_decay_rate: NonNegative = 1e-7  # d of the exponential schedule, learning-rate × exp(−d t), t in timesteps
