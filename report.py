@@ -36,8 +36,10 @@ from lrrl_utils.runs import clean, read_records, select_runs
 from lrrl_utils.scales import (
     beside_sweep,
     final_returns,
+    find_mixed_scales,
     find_scales,
     find_sweep,
+    find_unpaired,
     names_of,
     normalized_returns,
     tasks_of,
@@ -176,7 +178,7 @@ def make_improvement_table(variants, baselines):
 
 
 def read_study(paths, with_unfinished=False):
-    """({(task, variant): its runs}, all Records, what is left out) of studies; `reject` one without a finished run.
+    """({(task, variant): its runs}, whole Records, what is left out) of studies; `reject` one without a finished run.
 
     What is left out is named on standard error, but for unfinished runs where they are welcome.
     """
@@ -191,7 +193,9 @@ def read_study(paths, with_unfinished=False):
         if not finished and not (with_unfinished and any(map(is_unfinished, gaps))):
             option = "FOLDER" if path == paths[0] else "--also"
             reject(f"{option} {path}: must be a folder that holds run folders of finished runs, or a file of --compact")
-        runs, records, left_out = runs + finished, records + found, left_out + gaps
+        damaged = {one.folder for one in gaps if not is_unfinished(one)}
+        records += [record for record in found if record.folder not in damaged]
+        runs, left_out = runs + finished, left_out + gaps
     return group_runs(runs, paths), records, left_out
 
 
@@ -199,10 +203,8 @@ def is_unfinished(left_out):
     return left_out.status in ("running", "interrupted", "failed", "diverged")
 
 
-def publish(records, left_out, args):
-    """Write the file of --compact: all runs but damaged ones."""
-    damaged = {one.folder for one in left_out if not is_unfinished(one)}
-    records = [record for record in records if record.folder not in damaged]
+def publish(records, args):
+    """Write the file of --compact."""
     try:
         write_parquet(records, args.compact)
     except OSError as error:
@@ -217,7 +219,7 @@ def main(argv=None):
             reject(f"--{name}: has no meaning with --compact")
     variants, records, left_out = read_study((args.folder, *args.also), with_unfinished=args.compact is not None)
     if args.compact:
-        publish(records, left_out, args)
+        publish(records, args)
         return
     for baseline in args.baseline:
         if baseline not in (names := sorted(names_of(variants))):
@@ -225,9 +227,11 @@ def main(argv=None):
     for line in list_missing(variants):
         print(line, file=sys.stderr)
     diverged = [one.folder for one in left_out if one.status == "diverged"]
-    warnings = [f"runs that have diverged count nowhere: {', '.join(diverged)}"] if diverged else []
+    warnings = [f"runs that have diverged count nowhere, nor do their rates: {', '.join(diverged)}"] if diverged else []
     if args.normalize or args.baseline:
         warnings += find_mixed_options(variants)
+    if args.normalize:
+        warnings += find_unpaired(variants) + find_mixed_scales(variants)
     for line in (warnings := warnings + find_mixed_code(variants)):
         print(f"warning: {line}", file=sys.stderr)
     output = args.output or (args.folder.with_suffix("") if args.folder.is_file() else args.folder)

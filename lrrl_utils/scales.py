@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lrrl_utils.runs import options_of
+from lrrl_utils.runs import clean, options_of
 from lrrl_utils.statistics import best_of
 from lrrl_utils.terminal import reject
 from lrrl_utils.variants import differing
@@ -69,6 +69,29 @@ def pair_tasks(variants):
     return paired
 
 
+def find_unpaired(variants):
+    """A line for each variant on all tasks with seeds that are not on all of them."""
+    lines = []
+    for name, by_seed in pair_tasks(variants).items():
+        seeds = {run.config["seed"] for task in tasks_of(variants) for run in variants[task, name]}
+        if unpaired := " ".join(map(str, sorted(seeds - by_seed.keys()))):
+            lines.append(
+                clean(f"{name}: seeds {unpaired} are not on all tasks, so no table over all of them has these")
+            )
+    return lines
+
+
+def find_mixed_scales(variants):
+    """A line for each task whose constant rates, the best of which has 1, differ in more than the rate."""
+    lines = []
+    for task in tasks_of(variants):
+        groups = [group for (of_task, _), group in variants.items() if of_task == task]
+        constants = [group[0] for group in groups if has_constant_rate(group[0], ())]
+        if different := [key for key in differing(constants) if key != "learning_rate"]:
+            lines.append(clean(f"{task}: its constant rates, whose best one has 1, differ in {', '.join(different)}"))
+    return lines
+
+
 def normalized_returns(variants, scales):
     """Final returns on the scales, {variant: {seed: (tasks,)}}, of what `pair_tasks` finds."""
     zeros, ones = np.array([scales[task] for task in tasks_of(variants)]).T
@@ -95,7 +118,8 @@ def what_a_sweep_brings(returns, sweep):
 def find_sweep(variants, returns, ruinous=()):
     """The constant rates of a study with at least two seeds on all tasks, none if there is but one.
 
-    None either if their runs differ in more than the rate. `returns` are those of `normalized_returns`.
+    None either if their runs differ in more than the rate, or two not even in that. `returns` are those of
+    `normalized_returns`.
     """
     firsts = {
         name: [variants[task, name][0] for task in tasks_of(variants)]
@@ -104,5 +128,6 @@ def find_sweep(variants, returns, ruinous=()):
     }
     constants = [name for name, runs in firsts.items() if all(has_constant_rate(run, ruinous) for run in runs)]
     differences = {key for of_task in zip(*(firsts[name] for name in constants)) for key in differing(of_task)}
+    rates = {firsts[name][0].config["learning_rate"] for name in constants}
     enough = len(constants) > 1 and len(set.intersection(*(set(returns[name]) for name in constants))) > 1
-    return constants if enough and differences == {"learning_rate"} else []
+    return constants if enough and differences == {"learning_rate"} and len(rates) == len(constants) else []

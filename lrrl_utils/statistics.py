@@ -93,23 +93,24 @@ def best_of(scores, tried):
 
     `scores` is (options, seeds, tasks), with two seeds or more. The option whose run with a seed scores highest counts
     for its runs with other seeds, because the highest of some scores owes part of its height to chance. A mean over all
-    choices of `tried` options, or over a thousand of them. Of two seeds, both are in every draw, so the ends of the
-    interval are NaN.
+    choices of `tried` options, or over a thousand of them. Where the bootstrap draws one seed only, all others choose.
     """
     scores = np.array(scores, dtype=float)
     options, seeds, tasks = scores.shape
-    drawn = np.random.RandomState(0).choice(seeds, (CURVE_REPETITIONS, seeds, tasks))
-    drawn[0] = np.arange(seeds)[:, None]  # the scores as they are
-    is_other = drawn[:, :, None] != drawn[:, None]  # (repetitions, seeds, seeds, tasks)
-    drawn, is_other = (x[is_other.any(axis=(1, 2, 3))] for x in (drawn, is_other))
-    samples = scores[:, drawn, np.arange(tasks)]  # (options, repetitions, seeds, tasks)
+    rng = np.random.default_rng(0)
+    counts = np.stack([draw_counts(rng, seeds) for _ in range(tasks)], axis=2)  # (repetitions, seeds, tasks)
+    counts[0] = 1  # the scores as they are
+    others = 1 - np.eye(seeds)[:, :, None]
+    choosers = counts[:, None] * others  # (repetitions, seeds that count, seeds that choose, tasks)
+    choosers = np.where(choosers.any(axis=2, keepdims=True), choosers, others)
+    weights = counts[:, :, None] * choosers / choosers.sum(axis=2, keepdims=True)
     brought = []
     for choice in draw_choices(options, tried):
-        best = samples[choice].argmax(axis=0)[None, :, :, None]
-        of_best = np.take_along_axis(samples[choice][:, :, None], best, axis=0)[0]
-        brought.append(trimmed_means(np.where(is_other, of_best, np.nan).reshape(len(is_other), -1)))
+        best = scores[choice].argmax(axis=0)[None, None]
+        of_best = np.take_along_axis(scores[choice][:, :, None], best, axis=0)[0]  # (seeds, seeds that choose, tasks)
+        brought.append(weighted_interquartile_means(of_best.ravel(), weights.reshape(len(weights), -1)))
     estimates = np.mean(brought, axis=0)
-    return estimates[0], *(np.percentile(estimates, [2.5, 97.5]) if seeds > 2 else [np.nan] * 2)
+    return estimates[0], *np.percentile(estimates, [2.5, 97.5])
 
 
 def draw_choices(options, tried):
@@ -120,8 +121,10 @@ def draw_choices(options, tried):
     return [rng.choice(options, tried, replace=False) for _ in range(CHOICES)]
 
 
-def trimmed_means(values):
-    """The interquartile mean of each row of `values`, (rows, n), without its NaNs."""
-    values, counts = np.sort(values, axis=1), np.isfinite(values).sum(axis=1, keepdims=True)  # NaNs come last
-    rank, cut = np.arange(values.shape[1]), counts // 4
-    return np.mean(values, axis=1, where=(cut <= rank) & (rank < counts - cut))
+def weighted_interquartile_means(values, weights):
+    """Interquartile means of `values`, (n,), for each row of `weights`, (rows, n), which add up to a number of runs."""
+    order = np.argsort(values)
+    ends = np.cumsum(weights[:, order], axis=1)
+    runs = round(ends[0, -1])
+    kept = np.diff(np.clip(ends, runs // 4, runs - runs // 4), axis=1, prepend=runs // 4)
+    return kept @ values[order] / kept.sum(axis=1)

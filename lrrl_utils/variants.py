@@ -67,8 +67,8 @@ def group_runs(runs, studies):
     variants = derive_names(unnamed)
     for names, group in named.items():
         variants[names] = variants.get(names, []) + group
-        if different := differing(variants[names]):
-            task, variant = names
+    for (task, variant), group in variants.items():
+        if different := differing(group):
             reject(
                 f"{' '.join(map(str, studies))}: holds runs of {task}, {variant} that differ in {', '.join(different)}"
             )
@@ -82,16 +82,20 @@ def group_runs(runs, studies):
     return variants
 
 
+def differing_code(runs):
+    """The files in which `runs` differ; if a run lacks their hashes, whether the commits do."""
+    codes = [run.config.get("code") for run in runs]
+    if not all(codes):
+        codes = [{"git_commit": run.config.get("git_commit")} for run in runs]
+    files = dict.fromkeys(file for code in codes for file in code)
+    return [file for file in files if len({code.get(file) for code in codes}) > 1]
+
+
 def find_mixed_code(variants):
-    """A line for each variant whose runs differ in the hashes of their code or, if a run lacks these, in the commit."""
+    """A line for each variant whose runs on a task differ in their code."""
     tasks = {}  # in which the same differs
     for (task, variant), group in variants.items():
-        codes = [run.config.get("code") for run in group]
-        if not all(codes):
-            codes = [{"git_commit": run.config.get("git_commit")} for run in group]
-        files = dict.fromkeys(file for code in codes for file in code)
-        different = [file for file in files if len({code.get(file) for code in codes}) > 1]
-        if different:
+        if different := differing_code(group):
             tasks.setdefault((variant, ", ".join(different)), []).append(task)
     return [clean(f"{' '.join(names)}, {x}: pools runs of different code ({y})") for (x, y), names in tasks.items()]
 
@@ -105,6 +109,8 @@ def find_mixed_options(variants):
         different = [key for key in differing(runs) if key != "env_id"]
         if "exp_name" in different:  # all else follows
             different = ["exp_name"]
+        elif code := differing_code(runs):
+            different.append(f"their code ({', '.join(code)})")
         if different:
             lines.append(clean(f"{variant}: its tasks differ in {', '.join(different)}"))
     return lines

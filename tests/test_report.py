@@ -174,6 +174,10 @@ def test_a_sweep_is_two_constant_rates_or_more_with_two_seeds(tmp_path):
     assert sweep() == ["constant 0.0003", "constant 0.01"]
     with_another_seed = options_of(read_variants(tmp_path)["Hopper-v5", "constant 0.01"][0].config)
     assert sweep([with_another_seed]) == []  # it has diverged
+    for seed in (1, 2):
+        write_run(tmp_path / "again", "Hopper-v5", seed, 50.0, lr_control="constant", learning_rate=1e-2, **before)
+    assert sweep() == []  # a rate has two names
+    (tmp_path / "again").rename(tmp_path.with_name("elsewhere"))
     for seed in (1, 2):  # which differ in more than the rate
         write_run(tmp_path, "Hopper-v5", seed, 90.0, lr_control="constant", learning_rate=1e-2, gamma=0.9, **before)
     assert sweep() == []
@@ -210,7 +214,10 @@ def test_a_rate_whose_other_runs_have_diverged_is_not_the_best_one(tmp_path, cap
     assert one == 100  # the mean of its seeds
     assert zero == np.mean([9.5, 10, 10.5])  # at timestep 100, before the first update of two environments
     report.main([str(tmp_path), "--normalize", "--no-figures"])
-    assert "runs that have diverged count nowhere: " in (text := capsys.readouterr().out) and text.count("A-v0__") == 2
+    assert (
+        "runs that have diverged count nowhere, nor do their rates: " in (text := capsys.readouterr().out)
+        and text.count("A-v0__") == 2
+    )
     assert "| 3 | 1.00 [0.94, 1.06] |" in text  # the other rate does not set the scale
 
 
@@ -242,6 +249,33 @@ def test_tasks_that_differ_in_an_option_are_warned_of(tmp_path, capsys):
     assert capsys.readouterr().err == ""  # no table is of both
     report.main([str(tmp_path), "--no-figures", "--normalize"])
     assert capsys.readouterr().err == "warning: constant 0.0003: its tasks differ in gamma\n"
+
+
+def test_tasks_whose_runs_have_different_code_are_warned_of_where_a_table_is_of_both(tmp_path, capsys):
+    for task, code in (("A-v0", "1"), ("B-v0", "2")):
+        options = {"lr_control": "constant", "code": {"bandits.py": code}, "num_envs": 1, "num_steps": 100}
+        write_run(tmp_path, task, 1, 10.0, **options)
+    report.main([str(tmp_path), "--no-figures"])
+    assert capsys.readouterr().err == ""
+    report.main([str(tmp_path), "--no-figures", "--normalize"])
+    assert capsys.readouterr().err == "warning: constant 0.0003: its tasks differ in their code (bandits.py)\n"
+
+
+def test_seeds_that_no_table_over_all_tasks_has_are_warned_of(tmp_path, capsys):
+    for task, seed in (("A-v0", 1), ("A-v0", 2), ("A-v0", 3), ("B-v0", 1)):
+        write_run(tmp_path, task, seed, 10.0, lr_control="constant", num_envs=1, num_steps=100)
+    report.main([str(tmp_path), "--no-figures", "--normalize"])
+    output, error = capsys.readouterr()
+    warning = "constant 0.0003: seeds 2 3 are not on all tasks, so no table over all of them has these\n"
+    assert error == f"warning: {warning}" and warning in output
+
+
+def test_constant_rates_that_differ_in_more_than_the_rate_are_warned_of(tmp_path, capsys):
+    options = {"lr_control": "constant", "num_envs": 1, "num_steps": 100}
+    for rate, optimizer in ((1e-3, "adam"), (1e-2, "adam"), (1e-2, "sgd")):
+        write_run(tmp_path, "A-v0", 1, 10.0, learning_rate=rate, optimizer=optimizer, **options)
+    report.main([str(tmp_path), "--no-figures", "--normalize"])
+    assert capsys.readouterr().err == ("warning: A-v0: its constant rates, whose best one has 1, differ in optimizer\n")
 
 
 def test_a_name_is_the_same_on_all_tasks(tmp_path):
@@ -648,6 +682,26 @@ def test_more_studies_stand_beside_the_first(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         report.main([str(first), "--also", str(tmp_path / "none"), "--no-figures"])
     assert end.value.code == 2 and f"--also {tmp_path / 'none'}: must be" in capsys.readouterr().err
+
+
+def test_a_run_is_published_though_another_study_has_a_damaged_one_of_its_name(tmp_path, capsys):
+    damaged = write_run(tmp_path / "a", "A-v0", 1, 10.0)
+    (damaged / "episodes.csv").write_text("no table")
+    write_run(tmp_path / "a", "A-v0", 2, 20.0)
+    whole = write_run(tmp_path / "b", "A-v0", 1, 30.0)
+    assert whole.name == damaged.name
+    studies = [str(tmp_path / "a"), "--also", str(tmp_path / "b")]
+    report.main([*studies, "--compact", str(tmp_path / "both.parquet")])
+    assert ": 2 runs," in capsys.readouterr().out
+
+
+def test_a_range_with_different_arms_is_not_pooled(tmp_path, capsys):
+    for seed, arms in ((1, [1e-6, 1e-3, 1.0]), (2, [1e-6, 1.0])):
+        write_run(tmp_path, "A-v0", seed, 10.0, lr_range=[1e-6, 1.0], learning_rates=arms)
+    write_run(tmp_path, "A-v0", 1, 10.0, lr_range=None, learning_rates=[1e-4])
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path), "--no-figures"])
+    assert end.value.code == 2 and "that differ in learning_rates" in capsys.readouterr().err
 
 
 def test_runs_that_other_variants_have_are_missing(tmp_path):

@@ -15,6 +15,7 @@ from lrrl_utils.statistics import (
     performance_profile,
     plain_mean,
     probability_of_improvement,
+    weighted_interquartile_means,
 )
 from lrrl_utils.tables import show_interval
 
@@ -45,8 +46,7 @@ def test_the_best_of_some_options_is_kept_and_counts_for_its_other_seeds():
     for tried, expected in ((1, 2), (2, (2 + 3 + 3) / 3), (3, 3)):
         assert best_of(levels, tried) == pytest.approx([expected] * 3)
     lucky = [[[0.0], [10.0]], [[5.0], [5.0]]]  # with the second seed, the first option looks best, and has 0 else
-    point, *ends = best_of(lucky, 2)
-    assert point == (5 + 0) / 2 and np.isnan(ends).all()
+    assert best_of(lucky, 2) == (5 / 2, 0, 5)  # the ends are those of two seeds: both are one of them
     skewed = np.broadcast_to(np.array([1.0, 1, 1, 1, -5])[:, None], (3, 5, 1))
     assert best_of(skewed, 1)[0] == interquartile_mean(skewed[0])[0] == 1  # as of a run that is no sweep
 
@@ -77,6 +77,20 @@ def test_the_best_of_some_options_is_what_a_loop_finds():
         means.append(trim_mean(brought, 0.25))
     point, low, high = best_of(scores, 2)
     assert point == pytest.approx(np.mean(means)) and low < point < high
+
+
+def test_the_best_of_one_option_is_the_option():
+    scores = SCORES + [0, 2, 4]  # tasks that differ are no chance
+    np.testing.assert_allclose(best_of(scores[None], 1), interquartile_mean(scores), atol=0.03)  # of fewer repetitions
+    few = SCORES[:3, :1]  # each seed alone is drawn now and then
+    np.testing.assert_allclose(best_of(few[None], 1), interquartile_mean(few), atol=0.03)
+
+
+def test_seeds_that_are_drawn_often_choose_and_count_often():
+    weights = np.array([[1.0, 1, 1, 1], [0, 2.5, 1.5, 0]])  # four runs: one is cut off at either end
+    np.testing.assert_allclose(
+        weighted_interquartile_means(np.array([9.0, 4, 6, 1]), weights), [5, (1.5 * 4 + 0.5 * 6) / 2]
+    )
 
 
 def test_the_best_of_options_that_are_alike_is_no_better():
