@@ -154,8 +154,8 @@ class LRRL(Bandit):
         w_{n+1}(k) = δ w_n(k) + α f'_n / exp(w_n(k))         for the arm k = k_n that was drawn
         w_{n+1}(k) = δ w_n(k)                                for every other arm
 
-    The paper's δ and j are not published where we could read them; 0.9 and 5 are those of the bandit that it descends
-    from (Moskovitz et al., "Tactical Optimism and Pessimism for Deep Reinforcement Learning", NeurIPS 2021).
+    The paper's δ and j are not known to us; 0.9 and 5 are those of the bandit that it descends from (Moskovitz et al.,
+    "Tactical Optimism and Pessimism for Deep Reinforcement Learning", NeurIPS 2021).
 
     Two guards bind only far outside the rule's normal range: exp(w) is not taken below 1e-4 (the ancestor's guard), and
     f' and w are clipped to ±1e6, so that any finite performance leaves finite probabilities.

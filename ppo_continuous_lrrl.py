@@ -50,7 +50,7 @@ class Args:
     # ALGORITHM
     env_id: str = "HalfCheetah-v5"  # any gymnasium task with a Box action space of floats
     total_timesteps: int = 1_000_000  # timesteps of the run, summed over environments; rounded down to whole rollouts
-    num_envs: Count = 1  # environments stepped side by side
+    num_envs: Count = 1  # environments, stepped in turn
     num_steps: Count = 2048  # steps of each environment in a rollout
     gamma: Share = 0.99  # discount factor
     gae_lambda: Share = 0.95  # λ of generalized advantage estimation

@@ -53,7 +53,7 @@ class Args:
     # ALGORITHM
     env_id: str = "Hopper-v5"  # a gymnasium task with a bounded Box action space
     total_timesteps: Count = 1_000_000  # timesteps of the run, summed over environments
-    num_envs: Count = 1  # environments stepped side by side; the updates per timestep stay the same
+    num_envs: Count = 1  # environments, stepped in turn; the updates per timestep stay the same
     buffer_size: int = 1_000_000  # capacity of the replay, in timesteps
     gamma: Share = 0.99  # discount factor
     tau: PositiveShare = 0.005  # share of the critics that the target critics take over at a time

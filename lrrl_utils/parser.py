@@ -46,7 +46,8 @@ def make_parser_class(args_class, defaults):
     hints, comments = get_type_hints(args_class, include_extras=True), read_comments(args_class)
     groups = {}
     for name, (heading, text) in comments.items():
-        hint = Annotated[without_intervals(hints[name]), tyro.conf.arg(help=text)]
+        told = "" if "(default: " in text else None  # then tyro need not tell
+        hint = Annotated[without_intervals(hints[name]), tyro.conf.arg(help=text, help_behavior_hint=told)]
         field = dataclasses.field(default=defaults[name]) if name in defaults else dataclasses.field()
         groups.setdefault(heading, []).append((name, hint, field))
     fields = groups.pop(None, [])

@@ -162,6 +162,13 @@ def test_help_is_printed_and_is_no_error(capsys):
     assert "[1, inf)" not in output
 
 
+def test_a_default_that_the_comment_tells_is_told_once(capsys):
+    with pytest.raises(SystemExit):
+        parse_words(ppo_continuous_lrrl.Args, ["--help"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "200,000 timesteps or more) --track" in output and "(default: 0.99)" in output
+
+
 @every_program
 def test_a_terminal_that_knows_ascii_alone_shows_all_help_in_groups(program):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
