@@ -326,6 +326,8 @@ def test_an_environment_that_raises_leaves_whole_files_and_a_checkpoint_from_jus
 
 def test_wandb_goes_on_under_the_same_id(stop, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = resume(ppo.main, stop(ppo.main, f"{PENDULUM} --total-timesteps 1024 --track", 3))
+    stopped = stop(ppo.main, f"{PENDULUM} --total-timesteps 1024 --track", 3)
+    time.sleep(1)  # W&B names a folder after the second
+    run = resume(ppo.main, stopped)
     ids = {path.name.rsplit("-", 1)[1] for path in (run.path / "wandb").glob("offline-run-*")}
     assert len(ids) == 1 and len([*(run.path / "wandb").glob("offline-run-*")]) == 2
