@@ -108,10 +108,19 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert capsys.readouterr().out.endswith("all 1 runs have ended, see study\n")
 
 
-@pytest.mark.skipif("KILLS" not in os.environ or "SCRIPT" in os.environ, reason="takes minutes: make soak runs it")
+in_soak = pytest.mark.skipif(
+    "KILLS" not in os.environ or "SCRIPT" in os.environ, reason="takes minutes: make soak runs it"
+)
+
+
 @pytest.mark.parametrize(
     "tuner, command, killed",
-    [("pb2", COMMAND, False), ("pb2", COMMAND, True), ("pbt", SAC, False), ("pbt", SAC, True)],  # SAC's has a replay
+    [
+        ("pb2", COMMAND, False),
+        pytest.param("pb2", COMMAND, True, marks=in_soak),
+        pytest.param("pbt", SAC, False, marks=in_soak),  # with a replay
+        pytest.param("pbt", SAC, True, marks=in_soak),
+    ],
 )
 def test_a_population_leaves_the_run_of_its_best_member_even_if_it_is_killed(tuner, command, killed, driver, tmp_path):
     study = tmp_path / "study"

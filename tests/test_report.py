@@ -264,6 +264,8 @@ def test_tasks_whose_runs_have_different_code_are_warned_of_where_a_table_is_of_
 def test_seeds_that_no_table_over_all_tasks_has_are_warned_of(tmp_path, capsys):
     for task, seed in (("A-v0", 1), ("A-v0", 2), ("A-v0", 3), ("B-v0", 1)):
         write_run(tmp_path, task, seed, 10.0, lr_control="constant", num_envs=1, num_steps=100)
+    report.main([str(tmp_path), "--no-figures"])
+    assert capsys.readouterr().err == ""
     report.main([str(tmp_path), "--no-figures", "--normalize"])
     output, error = capsys.readouterr()
     warning = "constant 0.0003: seeds 2 3 are not on all tasks, so no table over all of them has these\n"

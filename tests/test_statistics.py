@@ -5,6 +5,7 @@ import pytest
 from rliable import library, metrics
 from scipy.stats import trim_mean
 
+from lrrl_utils import statistics
 from lrrl_utils.figures import mean_returns, share_of_rates
 from lrrl_utils.runs import Run
 from lrrl_utils.statistics import (
@@ -86,7 +87,17 @@ def test_the_best_of_one_option_is_the_option():
     np.testing.assert_allclose(best_of(few[None], 1), interquartile_mean(few), atol=0.03)
 
 
-def test_seeds_that_are_drawn_often_choose_and_count_often():
+def test_seeds_that_are_drawn_often_choose_and_count_often(monkeypatch):
+    scores, counts = np.random.default_rng(3).normal(size=(2, 4, 1)), np.array([1, 2, 1, 0])
+    brought = []
+    for seed, times in enumerate(counts):
+        choosers = [other for other in range(4) for _ in range(counts[other]) if other != seed]
+        of_seed = [scores[scores[:, other, 0].argmax(), seed, 0] for other in choosers]
+        brought += of_seed * (6 * times // len(choosers))  # each draw of a seed weighs the same
+    assert len(brought) == 6 * 4 and len(set(brought)) > 3
+    monkeypatch.setattr(statistics, "draw_counts", lambda *_: np.tile(counts, (1000, 1)))
+    _, low, high = best_of(scores, 2)
+    assert low == high == pytest.approx(trim_mean(brought, 0.25))
     weights = np.array([[1.0, 1, 1, 1], [0, 2.5, 1.5, 0]])  # four runs: one is cut off at either end
     np.testing.assert_allclose(
         weighted_interquartile_means(np.array([9.0, 4, 6, 1]), weights), [5, (1.5 * 4 + 0.5 * 6) / 2]
