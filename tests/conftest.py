@@ -34,6 +34,16 @@ def pytest_xdist_auto_num_workers(config):
     return os.cpu_count()
 
 
+@pytest.fixture(autouse=True)
+def signals_are_given_back():
+    """Ray, grids and runs that a test ends halfway leave handlers behind, which the next test is not to meet."""
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+    before = {signum: signal.getsignal(signum) for signum in signums}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 class RunFolder:
     """A run folder, read back."""
 

@@ -374,13 +374,8 @@ def test_a_signal_stops_the_grid_when_runs_have_saved(signum, tmp_path, monkeypa
             raise SystemExit(1) from None  # as Ray does
 
     monkeypatch.setattr(benchmark, "run_grid", run_grid)
-    handlers = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with pytest.raises(SystemExit) as end:
-            benchmark.work(SimpleNamespace(tuner=None), [make_job(tmp_path)])
-    finally:
-        for x, handler in handlers.items():
-            signal.signal(x, handler)
+    with pytest.raises(SystemExit) as end:
+        benchmark.work(SimpleNamespace(tuner=None), [make_job(tmp_path)])
     assert end.value.code == 128 + signum and calls == ["saved"]
     assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
@@ -395,13 +390,8 @@ def test_a_signal_at_the_very_end_is_told_too(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=shutdown))
     monkeypatch.setattr(benchmark, "run_grid", lambda *_: {"x": "broke"})
-    handlers = {x: signal.getsignal(x) for x in benchmark.SIGNALS}
-    try:
-        with pytest.raises(SystemExit) as end:
-            benchmark.work(SimpleNamespace(tuner=None), [])
-    finally:
-        for x, handler in handlers.items():
-            signal.signal(x, handler)
+    with pytest.raises(SystemExit) as end:
+        benchmark.work(SimpleNamespace(tuner=None), [])
     assert end.value.code == 143 and "the same command goes on" in capsys.readouterr().err
 
 
@@ -411,12 +401,7 @@ def test_what_a_population_has_left_behind_is_taken_away(tmp_path, monkeypatch):
     job = make_job(tmp_path, variant="pb2")
     make_run(tmp_path, "finished", 100)
     (job.population_folder / "tune").mkdir(parents=True)
-    handlers = {x: signal.getsignal(x) for x in benchmark.SIGNALS}
-    try:
-        assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.population_folder.exists()
-    finally:
-        for x, handler in handlers.items():
-            signal.signal(x, handler)
+    assert benchmark.work(SimpleNamespace(tuner="pb2"), [job]) == {} and not job.population_folder.exists()
 
 
 def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, monkeypatch, capsys):
@@ -431,7 +416,6 @@ def test_populations_are_trained_once_and_those_that_fail_are_named(tmp_path, mo
     monkeypatch.setitem(sys.modules, "lrrl_utils.tuner", SimpleNamespace(train_population=train_population))
     monkeypatch.setattr(benchmark, "start_ray", lambda args: SimpleNamespace(shutdown=lambda: None))
     monkeypatch.setattr(benchmark, "run_grid", lambda ray, args, jobs: {job.title: "failed" for job in jobs})
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     make_run(tmp_path, "finished", 100)
     jobs = [make_job(tmp_path, variant="pb2", seed=seed, prefix=f"A-v0__ppo__{seed}") for seed in (1, 4, 3, 2)]
     failed = {"pb2 A-v0 seed 4": "RuntimeError: broke", "pb2 A-v0 seed 3": "it broke"}

@@ -238,15 +238,12 @@ def test_a_signal_sets_a_flag_and_the_run_ends_where_it_asks_for_it(tmp_path):
 
 
 def test_nohup_keeps_a_run_from_ending_with_its_terminal(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with new_run(tmp_path) as a_run:
-            signal.raise_signal(signal.SIGHUP)
-            a_run.end_step(1)
-            assert a_run.signal is None
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with new_run(tmp_path) as a_run:
+        signal.raise_signal(signal.SIGHUP)
+        a_run.end_step(1)
+        assert a_run.signal is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
