@@ -32,6 +32,7 @@ from lrrl_utils.parser import given_options
 from lrrl_utils.ranges import Count, NonNegative, Rate, Seed, Whole
 from lrrl_utils.scripts import (
     ENDED,
+    ROOT,
     hide_gpus,
     last_line,
     reserve,
@@ -56,7 +57,7 @@ class Args:
 
     # GRID
     command: str = "ppo_continuous_lrrl.py"  # the training script, and the options that all runs have
-    # NAME=OPTIONS, once for each variant; NAME is what tables call it. Without any, there is one without a name
+    # NAME=OPTIONS, once for each variant; NAME is what tables call it. Without any (and no --tuner): one without a name
     variant: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     num_seeds: Count = 3  # runs of each variant on each task
     start_seed: Seed = 1  # the first seed
@@ -74,7 +75,7 @@ class Args:
     tuner: Literal["pb2", "pbt"] | None = None  # pb2 or pbt: adds this variant, runs whose rates Ray Tune changes
     population: Annotated[int, "[1, 1000]"] = 4  # runs of a population, each as long as any other run
     tuner_range: tuple[Rate, Rate] = (3e-5, 3e-3)  # the ends of the range of its rates
-    tuner_rounds: Count = 10  # stretches of a run, after each of which the tuner compares and changes
+    tuner_rounds: Count = 10  # stretches of a run, after which the tuner compares and changes (pb2: from the second on)
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,15 @@ class Job:
         """What the script is to be called with: it goes on where there is a checkpoint."""
         for run in self.runs:
             if (run / "checkpoint.pt").exists() or (run / "checkpoint.prev.pt").exists():
-                return ["--resume", str(run), "--env-id", self.env_id]
+                return ["--resume", str(run), "--env-id", self.env_id, *self.may_change]
         interval = ["--checkpoint-interval", str(self.checkpoint_interval)]
         return [*self.options, *interval, "--run-dir", self.folder]
+
+    @property
+    def may_change(self):
+        """Those of its options with which a run may go on in another way than it was begun."""
+        options = group(self.options).items()
+        return [word for name, values in options if given_options([name]) & {*MAY_CHANGE} for word in (name, *values)]
 
     @property
     def global_step(self):
@@ -237,7 +244,7 @@ def check_stretches(args, job, theirs):
 
 
 def group(words):
-    """{option: its values} of a command line, without those that are `FREE`."""
+    """{option: its values} of a command line."""
     values = []
     options = {"": values}  # words before any option, which no run has
     for word in words:
@@ -245,7 +252,11 @@ def group(words):
             values = options[word] = []
         else:
             values.append(word)
-    return {option: values for option, values in options.items() if not given_options([option]) & FREE}
+    return options
+
+
+def without_free(words):
+    return {option: values for option, values in group(words).items() if not given_options([option]) & FREE}
 
 
 def check_begun(args, jobs):
@@ -264,7 +275,7 @@ def check_begun(args, jobs):
             except (OSError, ValueError, KeyError, TypeError):
                 reject(f"--run-dir: {run} holds no config.json of a run; move it away")
             is_ours = config.get("exp_name") in (job.exp_name, None)
-            ours, theirs = group(job.options), group(begun)
+            ours, theirs = without_free(job.options), without_free(begun)
             if not {"--compile", "--no-compile"} & ours.keys():  # the script decides it, and adds it
                 theirs = {option: x for option, x in theirs.items() if option not in ("--compile", "--no-compile")}
             if not is_ours or ours != theirs:
@@ -447,13 +458,16 @@ def carry_out(args):
     check_begun(args, jobs)
     if args.dry_run:
         for job in (job for job in jobs if not job.has_ended):
-            command = shlex.join(["python", job.script, *job.words])
+            script = job.script if Path.cwd() == ROOT else str(ROOT / job.script)
+            command = shlex.join(["python", script, *job.words])
             if job.variant == args.tuner:
                 say(f"left out: {job.title}, whose {args.population} members need Ray", "stderr")
             else:
                 say(command)
         return
     if all(job.has_ended for job in jobs):
+        for job in jobs:
+            shutil.rmtree(job.population_folder, ignore_errors=True)  # a kill may have stopped that
         say(f"all {len(jobs)} runs have ended, see {args.run_dir}")
         return
     descriptor = reserve("--run-dir", Path(args.run_dir))

@@ -31,13 +31,14 @@ def plot_curves(folder):
     for i, name in enumerate(names):
         of_this = {column: values[controllers == name] for column, values in rounds.items()}
         color = "black" if len(names) == 1 else f"C{i}"
-        # a round's row stands at its end: its rate held from the end of the round before
-        ends, pulled = of_this["global_step"], of_this["learning_rate"]
-        axes[1].step([*ends[:1] * 0, *ends], [*pulled[:1], *pulled], where="pre", color=color, label=name)
+        # a round's row stands at its end: what it says held from the end of the round before
+        ends = of_this["global_step"]
+        edges = [*np.minimum(ends[:1], config.get("learning_starts") or 0), *ends]
+        draw_steps(axes[1], edges, of_this["learning_rate"], color=color, label=name)
         if probabilities:
             axes[2 + i].set_ylabel(f"probability {name}".strip())
             draw = draw_image if len(arms[name]) > 10 else draw_lines  # of so many lines, none can be told from another
-            draw(axes[2 + i], of_this, sorted(zip(arms[name], probabilities), reverse=True))
+            draw(axes[2 + i], edges, {rate: of_this[p] for rate, p in sorted(zip(arms[name], probabilities))[::-1]})
     if len(names) > 1:
         axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes[-1].set_xlabel("timesteps")
@@ -59,20 +60,26 @@ def draw_returns(axis, episodes):
     axis.set_ylabel("episodic return")
 
 
-def draw_lines(axis, rounds, arms):
+def draw_steps(axis, edges, values, **style):
+    axis.step(edges, [*values[:1], *values], where="pre", **style)
+
+
+def draw_lines(axis, edges, probabilities):
     import matplotlib.pyplot as plt
 
-    colors = plt.cm.viridis(np.linspace(1, 0, len(arms)))
-    for (rate, column), color in zip(arms, colors):
-        axis.plot(rounds["global_step"], rounds[column], color=color, label=f"{rate:g}")
-    axis.axhline(1 / len(arms), color="grey", linestyle=":", linewidth=1, label="uniform")
+    colors = plt.cm.viridis(np.linspace(1, 0, len(probabilities)))
+    for (rate, values), color in zip(probabilities.items(), colors):
+        draw_steps(axis, edges, values, color=color, label=f"{rate:g}")
+    axis.axhline(1 / len(probabilities), color="grey", linestyle=":", linewidth=1, label="uniform")
     axis.set_ylim(0, 1)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title="learning rate")
 
 
-def draw_image(axis, rounds, arms):
-    image = np.array([rounds[column] for _, column in arms])
-    if image.size:
-        colored = axis.pcolormesh(rounds["global_step"], [rate for rate, _ in arms], image, vmin=0, rasterized=True)
+def draw_image(axis, edges, probabilities):
+    if len(edges):
+        logs = np.log10(list(probabilities))
+        between = np.convolve(logs, [0.5, 0.5], mode="valid")
+        limits = 10 ** np.array([2 * logs[0] - between[0], *between, 2 * logs[-1] - between[-1]])
+        colored = axis.pcolormesh(edges, limits, list(probabilities.values()), vmin=0, rasterized=True)
         axis.figure.colorbar(colored, ax=axis)
     axis.set(yscale="log", ylabel="learning rate: " + axis.get_ylabel())

@@ -26,7 +26,7 @@ FIGURES = {  # their titles, and what they show
         "Costs",
         "What one run of each variant brings, and what it brings to try constant rates with a run each and to keep the "
         "best. That one counts for its runs with other seeds, for the best of some runs has been lucky. All with the "
-        "seeds of the sweep.",
+        "seeds of the sweep. Variants that cost the same stand a little beside each other.",
     ),
     "improvement": (
         "Probability of improvement",

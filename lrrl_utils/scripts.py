@@ -204,6 +204,7 @@ def start_branch(snapshot, folder, learning_rate, key):
     config["command_line"] += ["--learning-rate", str(learning_rate)]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     checkpoint["run"]["identity"]["learning_rate"] = learning_rate
+    checkpoint["run"]["logs"]["wandb_id"] = None  # or all branches would write to one run there
     checkpoint["state"]["rng"] = capture(np.random.default_rng(key))
     if "torch_rng" in checkpoint["state"]:
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])

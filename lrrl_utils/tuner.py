@@ -4,8 +4,9 @@ PB2: Parker-Holder et al., "Provably Efficient Online Hyperparameter Optimizatio
 NeurIPS 2020. PBT: Jaderberg et al., arXiv 1711.09846. Both are Ray Tune's own; PB2 works on log10 of the rate.
 
 Each member trains in stretches. After a stretch, all are compared by the mean return of the episodes that ended in it;
-the worst go on from a copy of the best one's checkpoint, with another rate. A stretch is a run folder, a branch of the
-one before. So when a population that was stopped is begun anew, the stretches that are there are not trained again.
+the worst go on from a copy of the best one's checkpoint, with another rate; in PB2 from the second stretch on, as after
+the first nothing has improved yet. A stretch is a run folder, a branch of the one before. So when a population that was
+stopped is begun anew, the stretches that are there are not trained again.
 """
 
 import hashlib
@@ -37,12 +38,13 @@ from lrrl_utils.scripts import (
     lock_when_free,
     start_branch,
     status_of,
+    step_of,
     train,
     wait_until_free,
 )
 from lrrl_utils.terminal import say
 
-WORST = -1e9  # a score; PB2 standardises scores, so they have to be finite
+WORST = -1e9  # a score; Ray Tune takes finite ones only
 POINTER = "stretch.json"  # what Ray Tune takes for a checkpoint: the run folder of a stretch, and which one it is
 
 
@@ -66,7 +68,10 @@ def find_stretch(plan, folder, i):
     for run in folder.glob("*/"):
         wait_until_free(run)
         if has_ended_beyond(run, plan["moments"][i]):
-            return run
+            is_last, end = i + 2 == len(plan["moments"]), read_json(run / "summary.json")["global_step"]
+            # the next stretch goes on from its checkpoint, which a full disk may have kept from being that of the end
+            if is_last or status_of(run) == "diverged" or step_of(run) == end:
+                return run
     return None
 
 
@@ -98,7 +103,7 @@ def score_of(run, begin):
     later = returns[episodes["global_step"] > begin]
     if len(returns):
         return float(np.mean(later if len(later) else returns[-1:]))
-    raise RuntimeError("no episode has ended in the first stretch: give fewer --tuner-rounds")
+    raise RuntimeError("no episode has ended in the first stretch: give fewer --tuner-rounds, and another --run-dir")
 
 
 def train_member(config, plan):
@@ -106,13 +111,14 @@ def train_member(config, plan):
     os.chdir(plan["cwd"])
     hide_gpus(plan["gpus"])
     # not from the configuration: who goes on from another member's checkpoint gets that, too
-    member = int(tune.get_context().get_trial_id().rpartition("_")[2])
+    member = member_of(tune.get_context().get_trial_id())
     run, stretches = None, 0
     if checkpoint := tune.get_checkpoint():
         with checkpoint.as_directory() as directory:
             pointer = read_json(Path(directory, POINTER))
         run, stretches = Path(pointer["run"]), pointer["stretches"]
-    rate = config["rate"] if "rate" in config else 10 ** config["log_rate"]
+    low, high = plan["range"]  # float32 may be beyond it
+    rate = config["rate"] if "rate" in config else min(max(10 ** config["log_rate"], low), high)
     for i in range(stretches, len(plan["moments"]) - 1):
         if run is None or status_of(run) != "diverged":  # until it is replaced by a better one
             run = train_stretch(plan, run, i, rate, member)
@@ -122,18 +128,50 @@ def train_member(config, plan):
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(directory))
 
 
-def make_scheduler(name, low, high):
+def member_of(trial_id):
+    return int(trial_id.rpartition("_")[2])
+
+
+class Seeded:
+    """Lets a scheduler's draws depend on seed, stretch and member alone: Ray Tune draws, too, as long as it waits."""
+
+    def __init__(self, seed, **options):
+        super().__init__(**options)
+        self.seed = seed
+
+    def _checkpoint_or_exploit(self, trial, *rest):
+        key = self.seed, self._trial_state[trial].last_train_time, member_of(trial.trial_id)
+        random.seed(str(key))
+        np.random.seed(np.random.SeedSequence(key).generate_state(1))
+        super()._checkpoint_or_exploit(trial, *rest)
+
+
+class SeededPBT(Seeded, PopulationBasedTraining):
+    pass
+
+
+class SeededPB2(Seeded, PB2):
+    def _get_new_config(self, trial, trial_to_clone):
+        self.data = self.data.sort_values(["Time", "Trial"], kind="stable", ignore_index=True)  # they came in any order
+        scores = self.data.Reward
+        healthy = scores[scores > WORST]  # beside WORST, all of these would look the same
+        self.data.Reward = scores.where(scores > WORST, 2 * healthy.min() - healthy.max())
+        return super()._get_new_config(trial, trial_to_clone)
+
+
+def make_scheduler(name, low, high, seed):
     """Ray Tune's scheduler, and how its members draw their first rates."""
     common = {"time_attr": "stretches", "metric": "score", "mode": "max", "perturbation_interval": 1, "synch": True}
+    common |= {"seed": seed}
     if name == "pb2":
         bounds = [math.log10(low), math.log10(high)]
-        return PB2(hyperparam_bounds={"log_rate": bounds}, **common), {"log_rate": tune.uniform(*bounds)}
+        return SeededPB2(hyperparam_bounds={"log_rate": bounds}, **common), {"log_rate": tune.uniform(*bounds)}
     rates = {"rate": tune.loguniform(low, high)}
 
     def clip(config):
         return config | {"rate": min(max(config["rate"], low), high)}  # it multiplies by 0.8 or 1.2
 
-    return PopulationBasedTraining(hyperparam_mutations=rates, custom_explore_fn=clip, **common), rates
+    return SeededPBT(hyperparam_mutations=rates, custom_explore_fn=clip, **common), rates
 
 
 class Lines(tune.Callback):
@@ -158,12 +196,11 @@ def train_population(job, args):
     stretch = job.first_stretch(args)
     plan = {"script": job.script, "options": job.options, "env_id": job.env_id, "seed": job.seed, "cwd": os.getcwd()}
     plan["keep"] = ["--keep-replay"] if job.has_replay else []  # for the stretch after it
-    plan["gpus"] = args.gpus_per_run
+    plan |= {"gpus": args.gpus_per_run, "range": args.tuner_range}
     plan |= {"folder": str(folder), "moments": [*range(0, timesteps - stretch + 1, stretch)][: args.tuner_rounds]}
     plan["moments"].append(timesteps)
-    scheduler, rates = make_scheduler(args.tuner, *args.tuner_range)
-    random.seed(job.seed)  # of PBT
-    np.random.seed(job.seed)  # of PB2, and of the first rates
+    scheduler, rates = make_scheduler(args.tuner, *args.tuner_range, job.seed)
+    np.random.seed(job.seed)  # of the first rates
     shutil.rmtree(folder / "tune", ignore_errors=True)
     begun = {"command_line": list(job.options), "population": args.population}
     folder.mkdir(parents=True, exist_ok=True)

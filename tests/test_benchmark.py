@@ -104,7 +104,10 @@ def test_a_grid_goes_on_after_kills_of_workers_and_driver_and_names_what_fails(
     assert status_of(broken) == "failed" and len(read_json(broken / "config.json")["resumed"]) == 1  # tried again
 
     monkeypatch.chdir(tmp_path)
+    left_over = study / f"a fixed rate/.{folder.name.rpartition('__')[0]}"
+    left_over.mkdir()  # by a population, for which "a fixed rate" stands here, whose folder was to go as a kill came
     benchmark.main(["--run-dir", "study", *words[:4], *words[5:]])
+    assert not left_over.exists()
     assert capsys.readouterr().out.endswith("all 1 runs have ended, see study\n")
 
 
@@ -192,14 +195,14 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(study, capsys, tmp_path
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [words[-1] for words in lines] == ["study/a", "study/b c", "study/a", "study/b c"]
     assert [words[words.index("--seed") + 1] for words in lines] == ["1", "1", "2", "2"]
-    assert all(words[:2] == ["python", "ppo_continuous_lrrl.py"] for words in lines)
+    assert all(words[:2] == ["python", str(ROOT / "ppo_continuous_lrrl.py")] for words in lines)
     assert "uniform" in lines[1] and "uniform" not in lines[2] and "102" in lines[0]  # a checkpoint each tenth
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_leaves_out_what_has_ended_and_goes_on_with_what_has_a_checkpoint(study, capsys, tmp_path):
     words = [*study[:-2], "--command", "sac_mujoco_lrrl.py --keep-replay", "--variant", "a=", "--num-seeds", "3"]
-    begun = {"command_line": ["--keep-replay", "--env-id", "Pendulum-v1"]}
+    begun = {"command_line": ["--env-id", "Pendulum-v1"]}
     for seed, status in ((1, "finished"), (2, "interrupted")):
         name = f"Pendulum-v1__sac_mujoco_lrrl__{seed}__17"
         run = make_run(tmp_path / "study" / "a", status, 40, name=name, checkpoint=seed == 2)
@@ -208,6 +211,7 @@ def test_a_dry_run_leaves_out_what_has_ended_and_goes_on_with_what_has_a_checkpo
     output, errors = capsys.readouterr()
     second, third = (shlex.split(line) for line in output.splitlines())
     assert second[2:4] == ["--resume", "study/a/Pendulum-v1__sac_mujoco_lrrl__2__17"] and "--resume" not in third
+    assert second[4:] == ["--env-id", "Pendulum-v1", "--keep-replay"]  # which is to be, though it was begun without
     assert third[third.index("--seed") + 1] == "3"
     assert errors.splitlines() == [
         f"left out: pb2 Pendulum-v1 seed {seed}, whose 4 members need Ray" for seed in (1, 2, 3)

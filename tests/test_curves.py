@@ -47,7 +47,7 @@ def test_it_shows_returns_rates_and_probabilities(tmp_path, figure):
     returns, rates, probabilities = figure(tmp_path).axes
     assert returns.lines[0].get_ydata().tolist() == [float(n) for n in range(1, 41)]
     assert returns.lines[1].get_ydata().tolist() == pytest.approx([n + 0.5 for n in range(5, 36)])  # means of ten
-    assert [line.get_ydata().tolist() for line in probabilities.lines[:2]] == [[0.6] * 4, [0.4] * 4]
+    assert [line.get_ydata().tolist() for line in probabilities.lines[:2]] == [[0.6] * 5, [0.4] * 5]
     assert [line.get_label() for line in probabilities.lines[:2]] == ["0.001", "0.0001"]
     assert rates.get_ylim() == pytest.approx((5e-5, 2e-3))
 
@@ -63,6 +63,28 @@ def test_a_rate_holds_over_the_whole_of_its_round_whose_row_stands_at_its_end(tm
     steps, rates = line.get_xdata(), line.get_ydata()
     shown = {t: rates[np.searchsorted(steps, t)] for t in (500, 1500, 2500, 3500)}
     assert line.get_drawstyle() == "steps-pre" and shown == {500: 1e-3, 1500: 1e-4, 2500: 1e-3, 3500: 1e-4}
+
+
+@pytest.mark.parametrize("arms", [2, 25])
+def test_so_do_probabilities_and_the_first_round_begins_with_learning(arms, tmp_path, figure):
+    rates, shares = np.geomspace(1e-5, 1e-1, arms).tolist(), np.random.default_rng(0).dirichlet([1] * arms, 3)
+    rounds = [(n + 1, 1000 * (n + 1), 0, rates[0], 1.0, 0.1, *shares[n]) for n in range(3)]
+    names = ",".join(f"p_{n}" for n in range(arms))
+    write(tmp_path, rounds=rounds, columns=names, learning_rates=rates, learning_starts=300)
+    axes, edges = figure(tmp_path).axes, [300, 1000, 2000, 3000]
+    assert axes[1].lines[0].get_xdata().tolist() == edges
+    if arms == 2:
+        for line, of_arm in zip(axes[2].lines, shares.T[::-1]):
+            assert (line.get_drawstyle(), line.get_xdata().tolist()) == ("steps-pre", edges)
+            assert line.get_ydata()[1:].tolist() == of_arm.tolist()
+    else:
+        (image,) = axes[2].collections
+        corners = image.get_coordinates()
+        assert (
+            corners[0, :, 0].tolist() == edges and image.get_array().ravel().tolist() == shares.T[::-1].ravel().tolist()
+        )
+        limits = np.array(corners[:, 0, 1])  # an arm's band reaches halfway to its neighbours
+        assert np.sqrt(limits[:-1] * limits[1:]) == pytest.approx(rates[::-1])
 
 
 def test_two_bandits_get_a_panel_each(tmp_path, figure):

@@ -70,11 +70,15 @@ def test_a_branch_has_the_random_numbers_of_its_key(script, tmp_path, monkeypatc
     words = f"--env-id Pendulum-v1 {sizes} --lr-control constant --total-timesteps 400 --checkpoint-interval 400"
     assert scripts.train(script, [*words.split(), *run_dir], log) == 0
     (run,) = (tmp_path / "run").iterdir()
-    states = []
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    checkpoint["run"]["logs"]["wandb_id"] = "of the run"
+    torch.save(checkpoint, run / "checkpoint.pt")
+    states, whole = [], checkpoint["state"]
     for i, key in enumerate([(1, 400, 1), (1, 400, 1), (1, 400, 2)]):
         scripts.start_branch(run, tmp_path / str(i), 1e-3, key)
-        states.append(torch.load(tmp_path / str(i) / "checkpoint.pt", weights_only=True)["state"])
-    whole = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+        branch = torch.load(tmp_path / str(i) / "checkpoint.pt", weights_only=True)
+        assert branch["run"]["logs"]["wandb_id"] is None
+        states.append(branch["state"])
     for name in {"rng", "torch_rng"} & whole.keys():
         a, same, other, before = (
             str(state[name].tolist() if torch.is_tensor(state[name]) else state[name]) for state in (*states, whole)
