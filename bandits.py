@@ -63,6 +63,7 @@ class Bandit:
             raise ValueError(f"window must be at least 2, not {window}: with 1 every improvement would be zero")
         self.performances = deque(maxlen=int(window))  # of the last rounds
         self.progress = 0.0  # the share of the training that was over at the last draw
+        self.step_share = 1.0  # what an optimizer's ε left of its steps then, see `lrrl_utils.optimizers.step_share`
         self.arm = None  # the arm in use; None between `update` and `pull`
         self.drawn_from = None  # the probabilities that it was drawn from
         self.has_observed = False  # in this round
@@ -283,13 +284,12 @@ class Rounds:
         self.timesteps, self.reward, self.returns = 0, 0.0, []  # so far
         self._is_over = None  # found when it is asked for, at every timestep in some scripts
 
-    def begin(self, progress=0.0):
-        """Start a round: every bandit draws its arm. `progress` is the share of the training that is over."""
-        self.is_open, self.lowest_before, self.highest_before = True, self.lowest, self.highest
-        self.largest_sign = 0.0
+    def begin(self, progress=0.0, step_share=1.0):
+        """Start a round: every bandit draws its arm, and is told `progress` and `step_share` (see `Bandit`)."""
+        self.is_open, self.lowest_before, self.highest_before, self.largest_sign = True, self.lowest, self.highest, 0.0
         self.start_observation()
         for bandit in self._bandits.values():
-            bandit.progress = progress
+            bandit.progress, bandit.step_share = progress, step_share
             bandit.pull()
 
     def is_ruined_by(self, sign, healthy=0.0):

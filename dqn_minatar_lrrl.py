@@ -22,7 +22,7 @@ from lrrl_utils.atari import evaluate
 from lrrl_utils.checkpoints import load_checkpoint
 from lrrl_utils.command_line import bandit_options, check, parse_args
 from lrrl_utils.minatar import MinAtarGames
-from lrrl_utils.optimizers import make_optimizer, make_update, relative_update, reset_step_counts
+from lrrl_utils.optimizers import make_optimizer, make_update, relative_update, reset_step_counts, step_share
 from lrrl_utils.ranges import Count, Momentum, NonNegative, Positive, PositiveShare, Rate, Seed, Share, Whole, Window
 from lrrl_utils.rivals import BanditName, make_bandit
 from lrrl_utils.run import Run
@@ -302,7 +302,7 @@ def main(argv=None):
                     if bandit.needs_update_size:
                         size = relative_update(trained, optimizer, update, *replay.sample(rng, args.batch_size))
                         bandit.set_update_size(size, args.batch_size, best_update=0.007, fall=0.0)  # unlike PPO's
-                rounds.begin(previous_step / args.total_timesteps)  # draws an arm
+                rounds.begin(previous_step / args.total_timesteps, step_share(optimizer))  # draws an arm
                 trained.keep()
                 if bandits:
                     learning_rate.fill_(bandits["agent"].learning_rate)

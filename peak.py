@@ -22,9 +22,10 @@ class Peak(Bandit):
         c ~ N(s, s²)    b, a ~ N(0, s² diag(1, 0.3²))    g ~ GP(0, (0.2 s)² exp(−½ log10(η_i / η_k)² / 0.5²))
 
     s is the size of drifts. z is how many decades a rate is above the one that is expected to be best: that which moves
-    the parameters by `best_update` of their norm in a gradient step, and `fall` decades lower at the end. That is for
-    minibatches of 64 and grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules for
-    Adaptive Gradient Algorithms", NeurIPS 2022). c is what there is to gain now: a rate below the expected best gets c
+    the parameters by `best_update` of their first norm in a gradient step, and `fall` decades lower at the end. That is
+    for minibatches of 64 and grows with the square root of their size (Malladi et al., "On the SDEs and Scaling Rules
+    for Adaptive Gradient Algorithms", NeurIPS 2022). Where an optimizer's ε shortens steps, it is higher, and falls as
+    gradients grow (`step_share`). c is what there is to gain now: a rate below the expected best gets c
     times η over that one. b is where the peak is, a how wide, g the deviations. All of them move (Ornstein-Uhlenbeck
     processes): what was learnt of b, a and g fades to 37 % in a thousand observations, of c in two hundred. The cube is
     caution: too low a rate costs time, one that is far too high may cost the agent.
@@ -64,7 +65,7 @@ class Peak(Bandit):
         self._distances = self._log_rates[:, None] - self._log_rates
         ranks = self._log_rates.argsort().argsort()
         self._near = (abs(ranks[:, None] - ranks) <= 1) | (abs(self._distances) <= 0.5)
-        self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected best at the start
+        self.best = np.sort(self._log_rates)[(len(ranks) - 1) // 2]  # log10 of the rate expected best, if ε is 0
         self.fall = 0.3  # decades
         self.survived, self.failed = np.zeros((2, len(ranks)), bool)  # how the last round with each arm ended
         # The mean of (L, c, b, a, g) is linear in the data and in σ, but for errors that are cut: the last axis holds
@@ -98,20 +99,21 @@ class Peak(Bandit):
             best_update *= math.sqrt(batch_size / self.BATCH_SIZE)
             self.best = math.log10(best_update) - math.log10(size)
 
-    def decades(self, progress):
+    @property
+    def decades(self):
         """z: how many decades each arm is above the rate that is expected to be best, (K,)."""
-        return self._log_rates - self.best + self.fall * progress
+        return self._log_rates - self.best + self.fall * self.progress + math.log10(self.step_share)
 
     @property
     def prior_mean(self):
         """m, for each size, (4, K)."""
-        z = self.decades(self.progress)
+        z = self.decades
         return -np.array(self.SIZES)[:, None] * (z**2 + np.maximum(z, 0) ** 3)
 
     @property
     def features(self):
         """What (c, b, a, g) are multiplied with to give what the drift of each arm has beside m, (K, 3 + K)."""
-        z = self.decades(self.progress)
+        z = self.decades
         return np.column_stack([10 ** np.minimum(z, 0), z, z**2, np.eye(len(z))])
 
     def observe(self, performance):
@@ -183,7 +185,7 @@ class Peak(Bandit):
     @property
     def reachable(self):
         """The arms that may be drawn, (K,) bool."""
-        start = np.abs(self.decades(0.0))
+        start = np.abs(self._log_rates - self.best)
         ways = self._near & (self.survived | self.failed & (self._distances <= 0))
         return (start == start.min()) | ways.any(axis=1)
 

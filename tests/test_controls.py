@@ -344,7 +344,7 @@ def test_kl_control_divides_above_twice_the_target_and_multiplies_below_half_of_
 
 
 @pytest.mark.parametrize(("script", "optimizer"), cases("adam", ["rmsprop", "sgd"]), indirect=["script"])
-def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_round_how_far_the_run_is(
+def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_round_what_is_over_and_left_of_steps(
     optimizer, script, train, monkeypatch
 ):
     module, options, _ = script
@@ -359,15 +359,17 @@ def test_peak_is_told_once_how_far_a_rate_moves_the_parameters_and_before_each_r
         set_update_size(self, *size, **options)
 
     monkeypatch.setattr(Peak, "set_update_size", tell)
-    monkeypatch.setattr(Peak, "pull", lambda self: progress.append((self.progress, len(told))) or pull(self))
+    told_before = lambda self: progress.append((self.progress, self.step_share, len(told)))  # noqa: E731
+    monkeypatch.setattr(Peak, "pull", lambda self: told_before(self) or pull(self))
     train(module.main, f"{options} --optimizer {optimizer}")
     ((size, batch_size, options),) = told
     assert 0 < size < math.inf and (batch_size, options) == (expected, best_update)
     if optimizer == "adam":  # √n / ‖θ‖, of n parameters as large as layers of some hundred inputs have them
         assert 1 < size < 1000
-    assert {n for _, n in progress} == {1}
-    shares = [share for share, _ in progress]
-    assert shares == sorted(shares) and 0 <= shares[0] < 0.5 < shares[-1] < 1
+    shares, step_shares, times = zip(*progress)
+    assert set(times) == {1} and list(shares) == sorted(shares) and 0 <= shares[0] < 0.5 < shares[-1] < 1
+    shortened = module is dqn and optimizer != "sgd"  # the ε of the others are small
+    assert step_shares[0] == 1 and all((0 < x < 1) if shortened else x == 1 for x in step_shares[1:])
 
 
 def test_other_bandits_are_told_nothing_and_cost_no_step(script, train, monkeypatch):

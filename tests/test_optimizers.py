@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lrrl_utils.optimizers import make_moments, make_optimizer, make_update, relative_update, reset_step_counts
+from lrrl_utils.optimizers import (
+    make_moments,
+    make_optimizer,
+    make_update,
+    relative_update,
+    reset_step_counts,
+    step_share,
+)
 from lrrl_utils.state import Undoable, capture, restore
 from tests.test_state import OPTIMIZERS, make_arguments, make_training, plain, tensors_of, through_a_file
 
@@ -147,3 +154,28 @@ def test_the_relative_update_is_what_steps_along_one_gradient_come_to_and_leaves
         theta = vector()
         update(5.0)
     assert size == pytest.approx(((vector() - theta).norm() / norm / 1e-6).item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_step_share_is_what_an_epsilon_leaves_of_steps(name):
+    moved = []
+    for eps in (1e-12, 0.1):
+        parameters = [nn.Parameter(torch.full((3,), 2.0)), nn.Parameter(torch.tensor([[1.0], [-3.0]]))]
+        parameters.append(nn.Parameter(torch.ones(2)))  # which has no gradient
+        optimizer = make_optimizer(make_arguments(name), parameters, torch.tensor(1e-6), eps=eps)
+        assert step_share(optimizer) == 1.0
+        for i in range(4000):
+            for x, scale in zip(parameters, (0.1, 1.0)):  # the former are as small as the larger ε
+                x.grad = torch.full_like(x, scale * (-1) ** i if name == "centered-rmsprop" else scale)
+            before = torch.cat([x.detach().flatten() for x in parameters])
+            optimizer.step()
+        moved.append((torch.cat([x.detach().flatten() for x in parameters]) - before).norm().item())
+    assert step_share(optimizer) == pytest.approx(moved[1] / moved[0], rel=0.05)
+    assert (step_share(optimizer) < 0.9) != isinstance(optimizer, torch.optim.SGD)
+
+
+def test_squares_that_overflow_leave_the_whole_step():
+    optimizer = make_optimizer(make_arguments("rmsprop"), [nn.Parameter(torch.ones(1))], torch.tensor(1e-3), eps=0.01)
+    optimizer.param_groups[0]["params"][0].grad = torch.tensor([1e30])
+    optimizer.step()
+    assert step_share(optimizer) == 1.0

@@ -103,7 +103,8 @@ def test_before_anything_is_known_the_rate_that_moves_the_parameters_as_expected
     assert bandit.best == pytest.approx(-2)
     bandit.set_update_size(2.0, best_update=0.02, fall=0.0)  # of another algorithm
     assert bandit.best == pytest.approx(-2)
-    assert bandit.decades(1.0).tolist() == bandit.decades(0.0).tolist() == pytest.approx([-2, -1, 0])
+    for bandit.progress in (0.0, 1.0):
+        assert bandit.decades == pytest.approx([-2, -1, 0])
     assert make_bandit(name, [1e-2, 1e-4, 1e-1, 1e-3]).best == pytest.approx(-3)  # the lower one in the middle
 
 
@@ -119,6 +120,20 @@ def test_the_update_size_is_refused_once_an_arm_was_drawn():
     bandit.pull()
     with pytest.raises(RuntimeError, match="before the first pull"):
         bandit.set_update_size(5.0)
+
+
+@pytest.mark.parametrize(("name", "likeliest"), [("peak", 1e-3), ("prior", 1e-2)])
+def test_where_steps_are_shortened_prior_goes_to_a_higher_rate_at_once_and_peak_arm_by_arm(name, likeliest):
+    bandit = make_bandit(name, list(np.geomspace(1e-6, 1, 7)))
+    bandit.set_update_size(20.0, best_update=0.002, fall=0.0)
+    rounds = Rounds({"agent": bandit})
+    rounds.begin()
+    assert bandit.learning_rate == pytest.approx(1e-4)
+    rounds.earn(1.0, 1)
+    rounds.close()
+    rounds.begin(step_share=0.01)
+    assert bandit.decades == pytest.approx(np.log10(bandit.arms) + 2)
+    assert bandit.arms[np.argmax(bandit.drawn_from)] == pytest.approx(likeliest)
 
 
 def test_peak_takes_rounding_for_no_change_and_finds_the_noise_after_a_plateau():
@@ -261,7 +276,7 @@ def test_arms_are_drawn_as_often_as_they_are_best_in_the_sharpened_posterior(mon
     for n in range(30):
         bandit.arm = n % 9
         bandit.observe(progress * n + rng.standard_normal())
-    z = bandit.decades(0.0)
+    z = bandit.decades
     features = np.column_stack([np.minimum(10**z, 1), z, z**2, np.eye(9)])
     beliefs = bandit.mean[0, 1:, 1] + bandit.mean[0, 1:, 0] / math.sqrt(bandit.variance[0])
     assert (beliefs[0] > 0) == (progress > 0)
