@@ -114,14 +114,16 @@ def step_share(optimizer):
     """What its ε leaves of the steps of Adam or RMSProp: the root mean square of √v / (√v + ε).
 
     v is what is remembered of a parameter's squared gradient (centred RMSProp: its variance); parameters without any do
-    not count. 1 before the first step, and for SGD. Of several groups of parameters, the first counts.
+    not count. 1 before the first step, and for SGD and others that remember none. Of several groups of parameters, the
+    first counts.
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        return 1.0
     squares = []
-    for kept in map(optimizer.state.get, optimizer.param_groups[0]["params"]):
-        square = kept["square_avg"] if "square_avg" in kept else kept["exp_avg_sq"]
-        squares.append((square - kept["grad_avg"] ** 2 if "grad_avg" in kept else square).flatten())
+    for parameter in optimizer.param_groups[0]["params"]:
+        kept = optimizer.state.get(parameter, {})
+        if (square := kept.get("square_avg", kept.get("exp_avg_sq"))) is not None:
+            squares.append((square - kept["grad_avg"] ** 2 if "grad_avg" in kept else square).flatten())
+    if not squares:
+        return 1.0
     squares = torch.cat(squares).double()
     shares = 1 / (1 + optimizer.defaults["eps"] / squares[squares > 0].sqrt())
     return shares.square().mean().sqrt().item() if len(shares) else 1.0

@@ -174,6 +174,16 @@ def test_the_step_share_is_what_an_epsilon_leaves_of_steps(name):
     assert (step_share(optimizer) < 0.9) != isinstance(optimizer, torch.optim.SGD)
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.Rprop])
+def test_an_optimizer_of_another_kind_or_without_moments_has_the_whole_step(optimizer):
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = optimizer([parameter])  # as in a script that somebody has changed
+    assert step_share(optimizer) == 1.0
+    parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    assert (step_share(optimizer) < 1) == isinstance(optimizer, torch.optim.Adam)
+
+
 def test_squares_that_overflow_leave_the_whole_step():
     optimizer = make_optimizer(make_arguments("rmsprop"), [nn.Parameter(torch.ones(1))], torch.tensor(1e-3), eps=0.01)
     optimizer.param_groups[0]["params"][0].grad = torch.tensor([1e30])
