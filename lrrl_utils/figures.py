@@ -72,17 +72,17 @@ def common_stretch(runs):
     return max(run.episodes["global_step"][0] for run in runs), min(run.summary["global_step"] for run in runs)
 
 
-def legend_of(name, seeds, run):
-    """How a legend names a variant; `run` is one of its runs."""
-    population = run.config.get("population") or 1
-    cost = f", {population} times the timesteps" if population > 1 else ""
-    return f"{name}, {seeds} {'seed' if seeds == 1 else 'seeds'}{cost}"
+def legend_of(name, run, *seeds):
+    """How a legend names a variant; `run` is one of its runs, `seeds` are how many it has on each task."""
+    cost = f", {population} times the timesteps" if (population := run.config.get("population") or 1) > 1 else ""
+    count = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
+    return f"{name}, {count} {'seed' if count == '1' else 'seeds'}{cost}"
 
 
 @plt.rc_context(STYLE)  # a name is no formula
 def plot_learning_curves(variants, folder):
     """Interquartile mean of the return over seeds, with its interval; a panel per task."""
-    names, lines = names_of(variants), {}
+    names, lines, drawn = names_of(variants), {}, {}
     figure, axes, columns = make_panels(tasks_of(variants), legend=names)
     for axis, task in zip(axes, tasks_of(variants)):
         for name, group in ((name, group) for (of_task, name), group in variants.items() if of_task == task):
@@ -90,11 +90,12 @@ def plot_learning_curves(variants, folder):
             if first < last:
                 edges = np.linspace(first, last, CURVE_POINTS + 1)
                 estimate = interquartile_curve([[mean_returns(run, edges)] for run in group])
-                line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, estimate, color=color_of(name, names))
-                lines[legend_of(name, len(group), group[0])] = line
+                lines[name] = draw_band(axis, (edges[:-1] + edges[1:]) / 2, estimate, color=color_of(name, names))
+                drawn.setdefault(name, []).append(group)
         axis.set(xlabel="timesteps", ylabel="episodic return")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.legend(lines.values(), lines, loc="outside lower left", ncols=columns, fontsize="small")
+    labels = [legend_of(name, drawn[name][0][0], *map(len, drawn[name])) for name in lines]
+    figure.legend(lines.values(), labels, loc="outside lower left", ncols=columns, fontsize="small")
     return save(figure, folder, "curves")
 
 
@@ -115,7 +116,7 @@ def plot_overall_curves(variants, scales, folder):
             zeros, ones = np.array([scales[task] for task in tasks_of(variants)]).T[..., None]
             curves.append((returns - zeros) / (ones - zeros))
         line = draw_band(axis, (edges[:-1] + edges[1:]) / 2, interquartile_curve(curves), color=color_of(name, names))
-        lines[legend_of(name, len(seeds), runs[0])] = line
+        lines[legend_of(name, runs[0], len(seeds))] = line
     axis.set(xlabel="share of the timesteps", ylabel="normalised return")
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(lines.values(), lines, loc="outside lower left", fontsize="small")

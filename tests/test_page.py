@@ -190,5 +190,6 @@ def test_names_in_figures_are_no_formulas(tmp_path, monkeypatch):
 
 def test_a_legend_tells_what_a_population_costs():
     run, population = SimpleNamespace(config={}), SimpleNamespace(config={"population": 4})
-    assert figures.legend_of("a", 1, run) == "a, 1 seed" and figures.legend_of("a", 2, run) == "a, 2 seeds"
-    assert figures.legend_of("pb2", 2, population) == "pb2, 2 seeds, 4 times the timesteps"
+    assert figures.legend_of("a", run, 1) == "a, 1 seed" and figures.legend_of("a", run, 2, 2) == "a, 2 seeds"
+    assert figures.legend_of("a", run, 3, 1, 2) == "a, 1 to 3 seeds"  # one line, of tasks that have not the same
+    assert figures.legend_of("pb2", population, 2) == "pb2, 2 seeds, 4 times the timesteps"
