@@ -14,6 +14,7 @@ import ctypes
 import itertools
 import json
 import math
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -163,11 +164,20 @@ def descend(args, objective, optimizer_class, starts, rates=None, bandits=None):
     return np.array(values), np.array(path), diverged.numpy(), np.array(probabilities)
 
 
-def end_with_parent():
-    """Let Linux end this worker when the program that started it has gone, however it went."""
+def end_with_parent(parent):
+    """Let Linux end this worker when the process `parent`, which started it, has gone, however it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program, too, which kills its workers
     if hasattr(ctypes.CDLL(None), "prctl"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)  # it had gone before
+
+
+def end_at_once(signum, frame):
+    """End the program at Ctrl-C. Shutting the pool down would now and then wait for ever for killed workers."""
+    for process in active_children():
+        process.kill()
+    os._exit(130)
 
 
 def study(args, name):
@@ -267,16 +277,12 @@ def main(argv=None):
     reserve("--run-dir", folder)
 
     results = {}
-    with ProcessPoolExecutor(initializer=end_with_parent) as pool:
-        try:
-            for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
-                results[name] = lives
-                plot(args, name, lives, folder / f"{name}.png")
-                print(f"{name} done", flush=True)
-        except KeyboardInterrupt:
-            for process in active_children():
-                process.kill()
-            raise SystemExit(130) from None
+    signal.signal(signal.SIGINT, end_at_once)
+    with ProcessPoolExecutor(initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        for name, lives in zip(OBJECTIVES, pool.map(study, itertools.repeat(args), OBJECTIVES)):
+            results[name] = lives
+            plot(args, name, lives, folder / f"{name}.png")
+            print(f"{name} done", flush=True)
 
     report = make_report(results)
     print(report)
